@@ -1,0 +1,51 @@
+"""Entry point of ``gguf-mtp``: the verb group, and errors as one line with exit code 2."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from gguf_mtp import __version__
+from gguf_mtp.errors import GgufMtpError
+
+# Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
+VERBS = {
+    "convert": "gguf_mtp.cli.convert",
+    "inspect": "gguf_mtp.cli.inspect",
+    "split": "gguf_mtp.cli.split",
+    "validate": "gguf_mtp.cli.validate",
+}
+
+
+class VerbGroup(click.Group):
+    """A group whose verbs are imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(VERBS[cmd_name]).command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GgufMtpError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gguf-mtp")
+def main() -> None:
+    """Gemma 4 and its multi-token-prediction heads in one GGUF.
+
+    Exit codes: 0 done or holds, 1 a finding, 2 could not do it.
+    """
+
+
+if __name__ == "__main__":
+    sys.exit(main())

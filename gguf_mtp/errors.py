@@ -1,0 +1,35 @@
+"""The exceptions this package raises; each message is one line that names the thing.
+
+::
+
+    GgufMtpError              anything the command line reports as ``error: …`` (exit code 2)
+    ├── FormatError           a file's bytes break its format (truncated, overlapping, bad type …)
+    ├── UnsupportedError      a well-formed input that this version does not handle
+    ├── PairingError          base and heads do not belong together
+    ├── OutputError           the output cannot be written (exists, is a directory, disk full …)
+    └── RuntimeUnavailable    no usable llama.cpp library, or it failed to load or run a model
+"""
+
+
+class GgufMtpError(Exception):
+    """Base class; ``str()`` of any instance is one line fit for a terminal."""
+
+
+class FormatError(GgufMtpError):
+    """A file's bytes break its format. Names file, field, found value and what was expected."""
+
+
+class UnsupportedError(GgufMtpError):
+    """A well-formed input that this version does not handle."""
+
+
+class PairingError(GgufMtpError):
+    """Base and heads do not belong together. Names the property, expected and found."""
+
+
+class OutputError(GgufMtpError):
+    """The output path cannot be written, or writing it failed."""
+
+
+class RuntimeUnavailable(GgufMtpError):
+    """No usable llama.cpp library, or it failed to load or run a model."""
