@@ -1,0 +1,47 @@
+# Everything runs from a clean clone: each target sets up what it needs.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+# make patch-llamacpp LLAMA_CPP_DIR=~/src/llama.cpp BACKEND=vulkan CMAKE_FLAGS="-DGGML_NATIVE=OFF"
+LLAMA_CPP_DIR ?=
+BACKEND       ?= auto
+CMAKE_FLAGS   ?=
+PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
+                 $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
+
+.PHONY: help setup patch-llamacpp demo test lint clean
+
+help:
+	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
+	@echo "make test            set up everything, lint, run the tests"
+	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
+	@echo "make lint            ruff and mypy"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml tools/setup.sh
+	PYTHON="$(PYTHON)" tools/setup.sh $(VENV)
+	@touch $@
+
+patch-llamacpp: $(STAMP)
+	$(BIN)/python tools/patch_llamacpp.py $(PATCH_ARGS)
+
+demo: $(STAMP)
+	$(BIN)/python tools/patch_llamacpp.py $(PATCH_ARGS) --target llama-speculative-simple
+	$(BIN)/python tools/demo.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# The comparison variants and the CPU backend: what the tests assert does not depend on a GPU.
+test: lint
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
+	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf build $(VENV)

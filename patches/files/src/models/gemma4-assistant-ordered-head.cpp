@@ -1,0 +1,86 @@
+#include "models.h"
+
+#include "llama-model-loader.h"
+
+#include <cmath>
+
+namespace {
+
+// fallback where a file has the head's tensors but not this key: the value of Google's E2B and E4B checkpoints
+const uint32_t ORDERED_HEAD_TOP_K = 32;
+
+uint32_t ordered_head_top_k(const gguf_context * meta) {
+    const int64_t id = gguf_find_key(meta, "gemma4-assistant.masked_embd.top_k");
+    return id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(meta, id) : ORDERED_HEAD_TOP_K;
+}
+
+bool ordered_head_rows_sorted(const gguf_context * meta) {
+    const int64_t id = gguf_find_key(meta, "gemma4-assistant.masked_embd.rows_sorted");
+    return id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_BOOL && gguf_get_val_bool(meta, id);
+}
+
+} // namespace
+
+bool llama_model_gemma4_assistant::load_ordered_head() {
+    LLAMA_LOAD_LOCALS;
+
+    const ggml_tensor * meta = ml->get_tensor_meta("masked_embd_centroids.weight");
+    if (meta == nullptr) {
+        if (ml->get_tensor_meta("masked_embd_ordering") != nullptr || ordered_head_rows_sorted(ml->metadata)) {
+            throw std::runtime_error("Gemma 4 assistant has a part of an ordered head: masked_embd_centroids.weight is missing");
+        }
+        return false;
+    }
+
+    const int64_t n_centroids = meta->ne[1];
+    const int64_t top_k       = ordered_head_top_k(ml->metadata);
+    if (n_centroids < 1 || n_vocab % n_centroids != 0 || top_k < 1 || top_k > n_centroids) {
+        throw std::runtime_error(format("Gemma 4 assistant's ordered head does not fit: %d centroids, top_k %d, %d tokens",
+                    (int) n_centroids, (int) top_k, (int) n_vocab));
+    }
+
+    auto & head = ordered_head;
+    head.top_k       = top_k;
+    head.rows_sorted = ordered_head_rows_sorted(ml->metadata);
+    head.centroids   = create_tensor(tn(LLM_TENSOR_MASKED_EMBD_CENTROIDS, "weight"), { n_embd, n_centroids }, 0);
+    head.ordering    = create_tensor(tn(LLM_TENSOR_MASKED_EMBD_ORDERING),            { n_vocab }, 0);
+    // sorted rows are multiplied by id, unsorted ones are gathered: each needs a buffer whose backend can do that
+    head.rows        = create_tensor(tn(head.rows_sorted ? LLM_TENSOR_MASKED_EMBD_ROWS : LLM_TENSOR_TOKEN_EMBD, "weight"),
+                                     { n_embd, n_vocab }, 0);
+
+    tok_embd = head.rows;
+    output   = head.rows;
+
+    return true;
+}
+
+ggml_tensor * llama_mtp_ordered_head::build_logits(ggml_context * ctx, ggml_tensor * cur) const {
+    const int64_t n_embd      = rows->ne[0];
+    const int64_t n_vocab     = rows->ne[1];
+    const int64_t n_centroids = centroids->ne[1];
+    const int64_t n_per       = n_vocab/n_centroids;
+    const int64_t n_out       = cur->ne[1];
+    const int64_t n_sel       = n_per*top_k;
+
+    ggml_tensor * top = ggml_top_k(ctx, ggml_mul_mat(ctx, centroids, cur), top_k); // [top_k, n_out]
+
+    // token ids of the chosen centroids: [n_per, top_k*n_out]
+    ggml_tensor * by_centroid = ggml_reshape_2d(ctx, ordering, n_per, n_centroids);
+    ggml_tensor * ids = ggml_get_rows(ctx, by_centroid, ggml_reshape_1d(ctx, top, top_k*n_out));
+
+    ggml_tensor * sel; // n_sel scores for each output, in the order of ids
+    if (rows_sorted) {
+        // a centroid's rows stand together, like an expert's: multiply them in place
+        ggml_tensor * experts = ggml_reshape_3d(ctx, rows, n_embd, n_per, n_centroids);
+        sel = ggml_mul_mat_id(ctx, experts, ggml_reshape_3d(ctx, cur, n_embd, 1, n_out), top);
+    } else {
+        ggml_tensor * gathered = ggml_get_rows(ctx, rows, ggml_reshape_1d(ctx, ids, n_sel*n_out));
+        sel = ggml_mul_mat(ctx, ggml_reshape_3d(ctx, gathered, n_embd, n_sel, n_out), ggml_reshape_3d(ctx, cur, n_embd, 1, n_out));
+    }
+
+    ggml_tensor * logits = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, n_vocab, n_out);
+    logits = ggml_fill(ctx, logits, -INFINITY);
+    logits = ggml_set_rows(ctx, logits, ggml_reshape_3d(ctx, sel, 1, n_sel, n_out), ggml_reshape_2d(ctx, ids, n_sel, n_out));
+
+    return ggml_reshape_2d(ctx, logits, n_vocab, n_out);
+}

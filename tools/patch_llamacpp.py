@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Get the pinned llama.cpp, apply `patches/`, build it, and say where the programs are.
+
+    python tools/patch_llamacpp.py                      # what `make patch-llamacpp` runs
+    python tools/patch_llamacpp.py --tree ~/llama.cpp   # a checkout of your own
+
+Exit codes: 0 built, 2 could not.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from llamacpp import build, series, source
+from llamacpp.pin import COMMIT, PACKAGE, PACKAGE_VERSION, REPO, SetupError, cache_dir, record_path
+
+# Variant -> (is it patched, CMake flags). `exact` has CPU kernels whose F32 result does not depend on
+# the batch width; `stock` is the unpatched library, which tests compare with.
+VARIANTS: dict[str, tuple[bool, tuple[str, ...]]] = {
+    "default": (True, ()),
+    "exact": (True, ("-DGGML_LLAMAFILE=OFF",)),
+    "stock": (False, ("-DGGML_LLAMAFILE=OFF",)),
+}
+STOCK_TARGETS = ("llama-speculative-simple",)
+KEPT_TREES = 4
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        record = run(options)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        print(f"patched llama.cpp {record['pin']}, {record['backend']} backend")
+        print(f"  programs   {record['bin_dir']}")
+        print(f"  libraries  {record['lib_dir']}")
+        print(f"  try        {record['bin_dir']}/llama-server -m MERGED.gguf")
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, object]:
+    """Do what the options ask; returns the record that is also written to `record_path()`."""
+    backend = build.choose_backend(options.backend)
+    targets = tuple(options.target or build.TARGETS)
+    digest = series.digest()
+
+    dirs: dict[str, Path] = {}
+    for variant in ["default", *(options.variant or [])]:
+        patched, flags = VARIANTS[variant]
+        tree = _tree(options.tree, digest, patched)
+        wanted = targets if patched else STOCK_TARGETS
+        # The comparison variants are about the CPU's kernels.
+        chosen = backend if variant == "default" else build.choose_backend("cpu")
+        out = tree.parent / f"{tree.name}-build-{chosen.name}-{variant}"
+        _say(f"{variant}: {tree} ({chosen.name})")
+        build.configure(tree, out, chosen, (*flags, *options.cmake_flag))
+        build.compile_targets(out, wanted, options.jobs, f"build {variant}")
+        dirs[variant] = out / "bin"
+
+    record: dict[str, object] = {
+        "pin": COMMIT,
+        "source": f"{PACKAGE} {PACKAGE_VERSION}" if options.tree is None else str(options.tree),
+        "patches": digest,
+        "backend": backend.name,
+        **_dirs(dirs["default"]),
+        **{name: _dirs(path) for name, path in dirs.items() if name != "default"},
+    }
+    path = record_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    scratch.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(scratch, path)
+    _link(REPO / "build" / "llama.cpp", dirs["default"].parent)
+    return record
+
+
+def _dirs(bin_dir: Path) -> dict[str, str]:
+    return {"lib_dir": str(bin_dir), "bin_dir": str(bin_dir)}
+
+
+def _tree(own: Path | None, digest: str, patched: bool) -> Path:
+    if own is not None:
+        if not patched:
+            raise SetupError("the stock variant is built from the pinned source, not from --tree")
+        tree = own.expanduser().resolve()
+        _say(f"{tree}: patches {series.apply(tree)}")
+        return tree
+    # The trees of all keys lie equally deep: that is what lets ccache share their objects.
+    home = cache_dir() / "llama.cpp" / (digest[:16] if patched else f"stock-{COMMIT}")
+    tree = home / "src"
+    if not tree.exists():
+        _say(f"unpacking llama.cpp {COMMIT}")
+        source.unpack_tree(source.fetch_sdist(), tree)
+        _prune(home.parent, keep=home)
+    if patched:
+        _say(f"{tree}: patches {series.apply(tree)}")
+    home.touch()
+    return tree
+
+
+def _prune(root: Path, keep: Path) -> None:
+    """Drop the trees of older patch series: each is a few hundred MB with its builds."""
+    homes = [p for p in root.iterdir() if p != keep and not p.name.startswith("stock-")]
+    for old in sorted(homes, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_TREES - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(target)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add(
+        "--tree",
+        type=Path,
+        help="patch and build this llama.cpp checkout instead of the pinned one",
+    )
+    add("--backend", default="auto", help="auto (default), cpu, cuda, metal or vulkan")
+    add(
+        "--variant",
+        action="append",
+        choices=[name for name in VARIANTS if name != "default"],
+        help="also build this variant (may be repeated)",
+    )
+    add(
+        "--target",
+        action="append",
+        help=f"build only this target (default: {' '.join(build.TARGETS)})",
+    )
+    add("--cmake-flag", action="append", default=[], help="passed to CMake as it is")
+    add("--jobs", type=int, default=os.cpu_count() or 1)
+    add("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
