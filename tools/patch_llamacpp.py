@@ -17,8 +17,8 @@ from pathlib import Path
 from llamacpp import build, series, source
 from llamacpp.pin import COMMIT, PACKAGE, PACKAGE_VERSION, REPO, SetupError, cache_dir, record_path
 
-# Variant -> (is it patched, CMake flags). `exact` has CPU kernels whose F32 result does not depend on
-# the batch width; `stock` is the unpatched library, which tests compare with.
+# Variant -> (is it patched, CMake flags). `exact` has CPU kernels whose F32 result does not depend
+# on the batch width; `stock` is the unpatched library, which tests compare with.
 VARIANTS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "default": (True, ()),
     "exact": (True, ("-DGGML_LLAMAFILE=OFF",)),
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--tree",
         type=Path,
-        help="patch and build this llama.cpp checkout instead of the pinned one",
+        help="use this llama.cpp checkout, not the pinned tree",
     )
     add("--backend", default="auto", help="auto (default), cpu, cuda, metal or vulkan")
     add(
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--target",
         action="append",
-        help=f"build only this target (default: {' '.join(build.TARGETS)})",
+        help=f"build only this (default: {' '.join(build.TARGETS)})",
     )
     add("--cmake-flag", action="append", default=[], help="passed to CMake as it is")
     add("--jobs", type=int, default=os.cpu_count() or 1)

@@ -1,5 +1,6 @@
 """The llama.cpp version that `patches/` is written for, and where its files are kept."""
 
+import json
 import os
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def cache_dir() -> Path:
 def record_path() -> Path:
     """The file that tells `gguf-mtp validate` where the patched library is."""
     return cache_dir() / "llamacpp.json"
+
+
+def read_record() -> dict[str, object]:
+    """What the last build recorded; raises SetupError where there was none."""
+    try:
+        record: dict[str, object] = json.loads(record_path().read_text())
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{record_path()}: {error}; run `make patch-llamacpp`") from None
+    return record

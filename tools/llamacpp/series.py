@@ -82,7 +82,7 @@ def apply(tree: Path, patches: Path = PATCHES) -> str:
 
 
 def _result(tree: Path, patches: Path, *, reverse: bool) -> tuple[dict[Path, bytes] | None, str]:
-    """What the series makes of the touched files, tried on copies; or None and why it does not fit."""
+    """The touched files after the series, tried on copies; or None and why it does not fit."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         for path in touched(patches):
@@ -132,4 +132,5 @@ def _install(tree: Path, content: dict[Path, bytes], patches: Path) -> None:
         path = tree / relative
         # An unchanged file keeps its time stamp, and the build its objects.
         if not path.is_file() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

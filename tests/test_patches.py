@@ -1,0 +1,141 @@
+"""The patch series: well-formed, applies without fuzz, all or nothing, harmless when repeated."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from llamacpp import series
+from llamacpp.pin import PATCHES, SDIST_TREE, SetupError
+from llamacpp.source import fetch_sdist
+
+DEP3_FIELDS = (
+    "Description",
+    "Why-not-upstream",
+    "Drop-when",
+    "Origin",
+    "Forwarded",
+    "Last-Update",
+)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The upstream files that the series touches, as the pinned source package has them."""
+    root = tmp_path_factory.mktemp("pristine")
+    wanted = [f"{SDIST_TREE}/{path}" for path in series.touched()]
+    subprocess.run(["tar", "xzf", str(fetch_sdist()), "-C", str(root), *wanted], check=True)
+    return root / SDIST_TREE
+
+
+@pytest.fixture
+def tree(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "llama.cpp"))
+
+
+def contents(tree: Path) -> dict[Path, bytes]:
+    return {
+        path.relative_to(tree): path.read_bytes()
+        for path in tree.rglob("*")
+        if path.is_file() and ".git" not in path.parts
+    }
+
+
+def git(tree: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=tree, check=True, capture_output=True)
+
+
+def test_every_patch_is_listed_once_and_every_listed_one_exists() -> None:
+    listed = [path.name for path in series.series()]
+    assert sorted(listed) == sorted(path.name for path in PATCHES.glob("*.patch"))
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize("patch", series.series(), ids=lambda p: p.name)
+def test_a_patch_says_what_it_does_and_when_it_can_go(patch: Path) -> None:
+    header = patch.read_text().split("\n---\n", 1)[0]
+    for field in DEP3_FIELDS:
+        assert re.search(rf"^{field}: \S", header, re.MULTILINE), f"{patch.name}: no {field}"
+
+
+def test_hunks_are_call_sites_only() -> None:
+    added = [
+        line
+        for patch in series.series()
+        for line in patch.read_text().splitlines()
+        if line.startswith("+") and not line.startswith("+++")
+    ]
+    assert len(added) < 80
+
+
+def test_applies_and_then_again_without_change(tree: Path) -> None:
+    before = contents(tree)
+    assert series.apply(tree) == series.APPLIED
+    patched = contents(tree)
+    assert set(patched) - set(before) == set(series.overlay())
+    assert all(patched[path] != before[path] for path in series.touched())
+    stamps = {path: (tree / path).stat().st_mtime_ns for path in patched}
+
+    assert series.apply(tree) == series.ALREADY
+    assert contents(tree) == patched
+    assert {path: (tree / path).stat().st_mtime_ns for path in patched} == stamps
+
+
+def test_a_changed_overlay_file_is_put_right(tree: Path) -> None:
+    series.apply(tree)
+    patched = contents(tree)
+    (tree / series.overlay()[0]).write_text("an older version\n")
+    assert series.apply(tree) == series.ALREADY
+    assert contents(tree) == patched
+
+
+def test_another_version_is_refused_and_left_as_it_was(tree: Path) -> None:
+    last = series.touched()[-1]
+    lines = (tree / last).read_text().splitlines(keepends=True)
+    (tree / last).write_text("".join(f"// moved\n{line}" for line in lines))
+    before = contents(tree)
+    with pytest.raises(SetupError, match=rf"{series.series()[-1].name} does not apply"):
+        series.apply(tree)
+    assert contents(tree) == before
+
+
+def test_a_tree_edited_after_patching_is_refused(tree: Path) -> None:
+    series.apply(tree)
+    path = tree / "src/llama-arch.cpp"
+    path.write_text(path.read_text().replace("LLM_TENSOR_MASKED_EMBD_ROWS", "OTHER"))
+    before = contents(tree)
+    with pytest.raises(SetupError, match=r"was patched before.*llama-arch\.cpp"):
+        series.apply(tree)
+    assert contents(tree) == before
+
+
+def test_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="not the llama.cpp tree"):
+        series.apply(tmp_path)
+
+
+def test_a_git_checkout_with_changes_of_its_own_is_refused(tree: Path) -> None:
+    (tree / "notes.txt").write_text("one\n")
+    git(tree, "init")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-m", "upstream")
+    (tree / "notes.txt").write_text("two\n")
+    before = contents(tree)
+    with pytest.raises(SetupError, match=r"1 changed file\(s\), first notes\.txt"):
+        series.apply(tree)
+    assert contents(tree) == before
+
+    git(tree, "checkout", "notes.txt")
+    assert series.apply(tree) == series.APPLIED
+    assert series.apply(tree) == series.ALREADY
+
+
+def test_the_digest_follows_patches_and_files(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(PATCHES, tmp_path / "patches"))
+    assert series.digest(copy) == series.digest()
+    for path in [series.series(copy)[0], copy / "files" / series.overlay(copy)[0]]:
+        before = series.digest(copy)
+        path.write_text(path.read_text() + "\n")
+        assert series.digest(copy) != before
