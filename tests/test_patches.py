@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from llamacpp import series
 from llamacpp.pin import PATCHES, SDIST_TREE, SetupError
 from llamacpp.source import fetch_sdist
@@ -112,7 +113,7 @@ def test_a_tree_edited_after_patching_is_refused(tree: Path) -> None:
 
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="not the llama.cpp tree"):
+    with pytest.raises(SetupError, match=r"not the llama\.cpp tree"):
         series.apply(tmp_path)
 
 

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         wanted = targets if patched else STOCK_TARGETS
         # The comparison variants are about the CPU's kernels.
         chosen = backend if variant == "default" else build.choose_backend("cpu")
-        out = tree.parent / f"{tree.name}-build-{chosen.name}-{variant}"
+        out = tree / f"build-mtp-{chosen.name}-{variant}"  # a name that llama.cpp's .gitignore covers
         _say(f"{variant}: {tree} ({chosen.name})")
         build.configure(tree, out, chosen, (*flags, *options.cmake_flag))
         build.compile_targets(out, wanted, options.jobs, f"build {variant}")

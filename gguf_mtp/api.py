@@ -1,0 +1,122 @@
+"""The library surface: `convert` and `split`, as the verbs of the command line use them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_mtp.drafters.assistant import assistant_from_checkpoint
+from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.target import target_half
+from gguf_mtp.merged import (
+    TOKENIZER,
+    HeadsFile,
+    base_from_gguf,
+    heads_from_gguf,
+    join,
+    separate,
+)
+from gguf_mtp.model import Half
+from gguf_mtp.output import check_output
+from gguf_mtp.plan import Plan, plan
+from gguf_mtp.readers.checkpoint import read_checkpoint
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.writer import Progress, write_gguf
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to write, or written."""
+
+    path: Path
+    plan: Plan
+
+
+def plan_convert(
+    base: Path,
+    heads: Path,
+    *,
+    outtype: str | None = None,
+    heads_type: str | None = None,
+    hash_base: bool = False,
+) -> Plan:
+    """Read both headers, check that the pair fits, and lay out the merged file.
+
+    `base` and `heads` are checkpoint directories or GGUF files. The types are among
+    `gemma4.outtype.OUTTYPES` (None means ``auto``) and only for directories, as a GGUF is copied.
+    With `hash_base` the SHA-256 of the base's weight files is recorded beside the heads'.
+    Raises FormatError, UnsupportedError and PairingError.
+    """
+    for path in (base, heads):
+        if not path.exists():
+            raise FormatError(f"{path}: no such file or directory")
+    base_half = _read_base(base, outtype)
+    tokenizer = [key for key in base_half.keys if key.name.startswith(TOKENIZER)]
+    if heads.is_dir():
+        checkpoint = read_checkpoint(heads)
+        drafter = assistant_from_checkpoint(checkpoint, heads_type or "auto", tokenizer)
+        found = HeadsFile(drafter, ())
+    else:
+        _refuse_type(heads, "--heads-type", heads_type)
+        found = heads_from_gguf(read_gguf(heads))
+    merged = join(base_half, found.drafter, found.provenance, hash_base=hash_base)
+    return plan(merged.keys, merged.tensors)
+
+
+def _read_base(base: Path, outtype: str | None) -> Half:
+    if base.is_dir():
+        return target_half(read_checkpoint(base), outtype or "auto")
+    _refuse_type(base, "--outtype", outtype)
+    return base_from_gguf(read_gguf(base))
+
+
+def _refuse_type(path: Path, option: str, value: str | None) -> None:
+    if value is not None:
+        raise UnsupportedError(f"{path}: is a GGUF and copied as it is; {option} is not possible")
+
+
+def convert(
+    base: Path,
+    heads: Path,
+    out: Path,
+    *,
+    outtype: str | None = None,
+    heads_type: str | None = None,
+    hash_base: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """Merge `base` and `heads` into the one GGUF `out` (see `plan_convert`, `write_gguf`)."""
+    merged = plan_convert(base, heads, outtype=outtype, heads_type=heads_type, hash_base=hash_base)
+    write_gguf(merged, out, force=force, progress=progress)
+    return merged
+
+
+def plan_split(merged: Path, base_out: Path | None, heads_out: Path | None) -> list[Output]:
+    """The files that `split` writes: the base, the heads, or both."""
+    base, heads = separate(read_gguf(merged))
+    wanted = [(base_out, base), (heads_out, heads)]
+    return [Output(path, plan(half.keys, half.tensors)) for path, half in wanted if path]
+
+
+def split(
+    merged: Path,
+    base_out: Path | None,
+    heads_out: Path | None,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Output]:
+    """Take the merged GGUF apart again: the exact inverse of `convert` of two GGUFs."""
+    outputs = plan_split(merged, base_out, heads_out)
+    write_outputs(outputs, force=force, progress=progress)
+    return outputs
+
+
+def write_outputs(
+    outputs: list[Output], *, force: bool = False, progress: Progress | None = None
+) -> None:
+    """Write all of `outputs`, after checking that each of them can be."""
+    total = sum(output.plan.total_bytes for output in outputs)
+    for output in outputs:
+        check_output(output.path, output.plan.source_files, force=force, needed=total)
+    for output in outputs:
+        write_gguf(output.plan, output.path, force=force, progress=progress)

@@ -1,0 +1,71 @@
+"""What the writing verbs share: signals turned into exit codes, and a progress bar."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from gguf_mtp.writer import Progress as Advance
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; not an Exception, so that only cleaning up stands in its way."""
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM unwind the stack (temporary files go) and exit with 130, 143."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
+    }
+    try:
+        yield
+    except Terminated:
+        click.echo("error: terminated", err=True)
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        click.echo("error: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance | None]:
+    """A bar of bytes, rate and time left on a terminal's stderr; elsewhere nothing."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda nbytes: bar.update(task, advance=nbytes)

@@ -1,0 +1,102 @@
+"""How sizes, values and plans are shown to people; text from files is escaped."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gguf_mtp.keyvalue import KeyValue, ValueType
+from gguf_mtp.plan import Plan
+
+MAX_SHOWN_TEXT = 100
+MAX_SHOWN_ITEMS = 6
+MAX_SHOWN_ITEM_TEXT = 24
+
+
+def human_bytes(nbytes: int) -> str:
+    """`nbytes` in binary units: ``1.5 MiB``."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def printable(text: str, limit: int = MAX_SHOWN_TEXT) -> str:
+    """`text` on one line, control characters as escapes, cut to `limit` characters."""
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text[: limit + 1]
+    )
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def shown_value(key: KeyValue) -> str:
+    """A key's value on one line; long arrays by their first items and length."""
+    if key.type is not ValueType.ARRAY:
+        return _shown(key.value, MAX_SHOWN_TEXT)
+    items = [_shown(item, MAX_SHOWN_ITEM_TEXT) for item in key.head(MAX_SHOWN_ITEMS)]
+    more = ", …" if key.count > MAX_SHOWN_ITEMS else ""
+    return f"[{', '.join(items)}{more}] ({key.count})"
+
+
+def _shown(value: Any, limit: int) -> str:
+    if isinstance(value, str):
+        return printable(value, limit)
+    # As many digits as a float32 has, which nearly all floats in a GGUF are.
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as ggml writes it, the contiguous dimension first."""
+    return ", ".join(str(size) for size in reversed(shape))
+
+
+def name_table(title: str, names: Iterable[str], *columns: str) -> Table:
+    """A table whose first column holds `names`, never shortened however narrow the terminal."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title, min_width=max(map(len, names), default=0), no_wrap=True)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def wide_console() -> Console:
+    """A console for tables with one line to a row; wide where no terminal sets the width."""
+    console = Console(soft_wrap=True, highlight=False)
+    return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=200)
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """A plan's tensors for machines."""
+    return [
+        {
+            "name": slot.tensor.name,
+            "type": slot.tensor.type.name,
+            "shape": list(reversed(slot.tensor.shape)),
+            "offset": slot.offset,
+            "bytes": slot.tensor.nbytes,
+        }
+        for slot in plan.slots
+    ]
+
+
+def print_plan(plan: Plan, output: Path) -> None:
+    """The tensors that would be written, and the total."""
+    table = name_table("tensor", (slot.tensor.name for slot in plan.slots), "type", "shape")
+    table.add_column("bytes", justify="right")
+    for slot in plan.slots:
+        tensor = slot.tensor
+        table.add_row(
+            escape(tensor.name), tensor.type.name, shape_text(tensor.shape), f"{tensor.nbytes:,}"
+        )
+    console = wide_console()
+    console.print(table)
+    console.print(
+        f"{escape(str(output))}: would hold {len(plan.keys)} keys and {len(plan.slots)} tensors, "
+        f"{plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)})"
+    )

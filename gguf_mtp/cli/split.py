@@ -1,0 +1,68 @@
+"""``gguf-mtp split``: a merged GGUF back into base and heads."""
+
+import json
+from pathlib import Path
+
+import click
+
+from gguf_mtp.api import plan_split, write_outputs
+from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.show import human_bytes
+from gguf_mtp.errors import OutputError
+from gguf_mtp.writer import bytes_to_read
+
+
+@click.command()
+@click.argument("merged", type=click.Path(path_type=Path))
+@click.option("--base-out", type=click.Path(path_type=Path), help="Where to write the base.")
+@click.option("--heads-out", type=click.Path(path_type=Path), help="Where to write the heads.")
+@click.option("--force", is_flag=True, help="Replace existing output files.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    merged: Path,
+    base_out: Path | None,
+    heads_out: Path | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Take a merged GGUF apart: the exact inverse of convert.
+
+    The base is the file that was merged, byte for byte. The heads are a gemma4-assistant GGUF that
+    an unpatched llama.cpp runs with -md; merging the two again gives the same bytes.
+
+    \b
+    Example:
+      gguf-mtp split e2b-mtp.gguf --base-out e2b.gguf --heads-out mtp-e2b.gguf
+    """
+    if base_out is None and heads_out is None:
+        raise click.UsageError("give --base-out, --heads-out or both")
+    if (
+        base_out is not None
+        and heads_out is not None
+        and base_out.absolute() == heads_out.absolute()
+    ):
+        raise OutputError(f"{base_out}: given as both outputs")
+    with exit_on_signals():
+        outputs = plan_split(merged, base_out, heads_out)
+        total = sum(bytes_to_read(output.plan) for output in outputs)
+        with progress_bar(merged.name, total, quiet=quiet or as_json) as advance:
+            write_outputs(outputs, force=force, progress=advance)
+    if as_json:
+        results = [
+            {
+                "output": str(output.path),
+                "bytes": output.plan.total_bytes,
+                "keys": len(output.plan.keys),
+                "tensors": len(output.plan.slots),
+            }
+            for output in outputs
+        ]
+        click.echo(json.dumps({"outputs": results}, indent=2))
+    elif not quiet:
+        for output in outputs:
+            click.echo(
+                f"{output.path}: {len(output.plan.slots)} tensors, "
+                f"{human_bytes(output.plan.total_bytes)}"
+            )

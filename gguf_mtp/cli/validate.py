@@ -1,0 +1,197 @@
+"""``gguf-mtp validate``: prove what a merged file's output equals, and measure what MTP gains."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as ProgressBar
+
+from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
+from gguf_mtp.runtime.library import load_library
+from gguf_mtp.runtime.pair import open_pair
+from gguf_mtp.validate.prompts import load_prompts
+from gguf_mtp.validate.suite import Options, Progress, validate
+from gguf_mtp.validate.tiers import BASE, TIERS
+
+
+def _parse_claims(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> frozenset[str] | None:
+    if value is None:
+        return None
+    names = {name.strip() for name in value.split(",") if name.strip() not in ("", "none")}
+    by_name = {tier.lower(): tier for tier in TIERS}
+    unknown = sorted(name for name in names if name.lower() not in by_name)
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(TIERS)}, none")
+    return frozenset(by_name[name.lower()] for name in names)
+
+
+@click.command("validate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="The original base GGUF.")
+@click.option(
+    "--heads",
+    type=click.Path(path_type=Path),
+    help="A drafter GGUF: validate MODEL with it as two files (works unpatched).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--n-max",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1, MAX_OUTPUTS - 1),
+    help="Tokens drafted a round.",
+)
+@click.option(
+    "--n-predict",
+    default=64,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Tokens decoded a prompt.",
+)
+@click.option(
+    "--n-prompts",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Prompts taken, in turns from each set.",
+)
+@click.option(
+    "--prompts",
+    "prompt_sets",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="A shipped set or a JSON-lines file; repeatable. Default: all sets.",
+)
+@click.option(
+    "--claim",
+    "claims",
+    callback=_parse_claims,
+    metavar="TIERS",
+    help="Tiers that must hold, separated by commas; see below for the default.",
+)
+@click.option(
+    "--min-acceptance",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Fail where the first draft is accepted less often.",
+)
+@click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
+@click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed.")
+@click.option(
+    "--kv-type",
+    default="f16",
+    show_default=True,
+    type=click.Choice(list(KV_TYPES)),
+    help="KV cache type.",
+)
+@click.option(
+    "--flash-attn",
+    default="auto",
+    show_default=True,
+    type=click.Choice(list(FLASH_ATTN)),
+    help="Flash attention.",
+)
+@click.option("--device", help="A device of the library, or cpu. Default: all it has.")
+@click.option(
+    "--gpu-layers",
+    default=-1,
+    show_default=True,
+    type=click.IntRange(-1),
+    help="Layers to offload; -1 is all.",
+)
+@click.option("--no-repack", is_flag=True, help="Keep weights as stored (no repacked buffers).")
+@click.option("--chat", is_flag=True, help="Wrap prompts in Gemma 4's turn markup.")
+@click.option("--ignore-end", is_flag=True, help="Decode on past end-of-text tokens.")
+@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+def command(
+    model: Path,
+    against: Path | None,
+    heads: Path | None,
+    as_json: bool,
+    n_max: int,
+    n_predict: int,
+    n_prompts: int,
+    prompt_sets: tuple[str, ...],
+    claims: frozenset[str] | None,
+    min_acceptance: float | None,
+    exact: bool,
+    threads: int | None,
+    n_ctx: int | None,
+    kv_type: str,
+    flash_attn: str,
+    device: str | None,
+    gpu_layers: int,
+    no_repack: bool,
+    chat: bool,
+    ignore_end: bool,
+    verbose: bool,
+) -> None:
+    """Prove what the output of MODEL, a merged file, equals, and measure what its heads gain.
+
+    \b
+    L0  plain decoding repeats itself; drafting and rejecting everything changes no bit
+    L1  every token is the target's argmax, recomputed in the same batch shapes
+    L2  the text equals plain one-token-at-a-time greedy decoding
+    L3  where L2 breaks, the margin is within the measured effect of the batch shape
+    drafts-exact    every draft is what the heads give for the text before it
+    base-identical  the base inside gives the logits of --against, bit for bit
+
+    Claimed by default: L0, L1, drafts-exact, base-identical with --against, and L2 where the
+    logits are measured not to depend on the batch shape (or with --exact on an all-F32 file);
+    elsewhere L2 is reported, and L3 always. Exit codes: 0 every claimed tier holds, 1 one does
+    not, 2 could not run.
+
+    Example: gguf-mtp validate model-mtp.gguf --against model.gguf
+    """
+    if claims is not None and BASE in claims and against is None:
+        raise click.UsageError(f"--claim {BASE} needs --against")
+    prompts = load_prompts(prompt_sets)[:n_prompts]
+    library = load_library(exact)
+    library.log.echo = verbose
+    model_options = ModelOptions(gpu_layers=gpu_layers, device=device, repack=not no_repack)
+    files = {"merged": model} if heads is None else {"base": model, "heads": heads}
+    options = Options(
+        n_max=n_max,
+        n_predict=n_predict,
+        n_ctx=n_ctx,
+        n_threads=threads or max(1, (os.cpu_count() or 1) // 2),
+        kv_type=kv_type,
+        flash_attn=flash_attn,
+        exact=exact,
+        chat=chat,
+        ignore_end=ignore_end,
+        claims=claims,
+        min_acceptance=min_acceptance,
+    )
+    with open_pair(library=library, options=model_options, **files) as pair, _progress() as show:
+        report = validate(pair, prompts, options, against, show)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        report.print(Console(soft_wrap=True))
+    if not report.holds:
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show progress on stderr while a terminal is there to see it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with ProgressBar(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )

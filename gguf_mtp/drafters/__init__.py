@@ -1,0 +1,1 @@
+"""Drafters: what the supported kinds of MTP heads mean, as `gemma4-assistant` models."""

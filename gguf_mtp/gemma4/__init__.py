@@ -1,0 +1,1 @@
+"""Gemma 4: what a Hugging Face checkpoint's configuration, tensors and tokenizer mean in GGUF."""

@@ -1,0 +1,93 @@
+"""The ``general.*`` keys: name, licence, size label and the like, from directory and model card.
+
+The heuristics are gguf-py's own (`gguf.Metadata`), so that they equal llama.cpp's converter.
+"""
+
+import struct
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import yaml  # type: ignore[import-untyped]
+
+from gguf_mtp.errors import FormatError
+from gguf_mtp.keyvalue import SCALARS, KeyValue, ValueType, array, scalar, string, strings
+from gguf_mtp.model import Tensor
+from gguf_mtp.readers.checkpoint import Checkpoint
+from gguf_mtp.readers.strict_json import read_small
+
+MAX_CARD_BYTES = 1 << 20
+
+
+def general_keys(
+    checkpoint: Checkpoint, arch: str, tensors: Iterable[Tensor]
+) -> tuple[list[KeyValue], str | None]:
+    """The leading ``general.*`` keys of the checkpoint's GGUF, and the licence it states.
+
+    `tensors` are counted for the size label. Raises FormatError for an unusable model card.
+    """
+    counts = _parameter_counts(tensors)
+    # abspath and not resolve: the name the user gave, not the one a symlink leads to.
+    path = Path(str(checkpoint.path.absolute()))
+    card = path / "README.md"
+    if card.exists():
+        read_small(card, MAX_CARD_BYTES)
+    generation = checkpoint.json("generation_config.json") or {}
+    try:
+        metadata = gguf.Metadata.load(None, path, None, counts[0])
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        message = " ".join(str(error).split())
+        raise FormatError(f"{card}: unusable front matter: {message}"[:300]) from None
+    if metadata.sampling_penalty_repeat is None:
+        metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+    metadata.name = path.name if metadata.name is None else metadata.name
+    if metadata.size_label is None and counts[0] > 0:
+        metadata.size_label = gguf.size_label(*counts)
+
+    collector = gguf.GGUFWriter(None, arch)
+    collector.add_type(gguf.GGUFType.MODEL)
+    try:
+        metadata.set_gguf_meta_model(collector)
+        keys = [
+            _encode(name, entry.type, entry.value) for name, entry in collector.kv_data[0].items()
+        ]
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(
+            f"{checkpoint.path}: README.md or generation_config.json: a field has the wrong type "
+            f"({error})"[:300]
+        ) from None
+    stated = next((str(key.value) for key in keys if key.name == "general.license"), None)
+    return keys, stated
+
+
+def _encode(name: str, kind: gguf.GGUFValueType, value: Any) -> KeyValue:
+    if kind is gguf.GGUFValueType.STRING:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!a}, expected a string")
+        return string(name, value)
+    if kind is gguf.GGUFValueType.ARRAY:
+        if all(isinstance(item, str) for item in value):
+            return strings(name, value)
+        if all(type(item) is int for item in value):
+            return array(name, ValueType.INT32, value)
+        raise TypeError(f"{name} is {value!a}, expected strings or integers")
+    number = ValueType(kind)
+    if type(value) not in (int, float, bool) or number not in SCALARS:
+        raise TypeError(f"{name} is {value!a}, expected a number")
+    try:
+        return scalar(name, number, value)
+    except struct.error as error:
+        raise ValueError(f"{name} is {value!a}: {error}") from None
+
+
+def _parameter_counts(tensors: Iterable[Tensor]) -> tuple[int, int, int, int]:
+    """Total, shared and per-expert parameters and the expert count, as `gguf.size_label` takes."""
+    sizes = [(tensor.name, tensor.shape) for tensor in tensors]
+    experts = [shape for name, shape in sizes if "_exps." in name and len(shape) >= 3]
+    total = sum(prod(shape) for _, shape in sizes)
+    expert_total = sum(prod(shape) for shape in experts)
+    per_expert = sum(prod(shape) // shape[-3] for shape in experts)
+    count = sum(shape[-3] for shape in experts) // len(experts) if experts else 0
+    return total, total - expert_total, per_expert, count

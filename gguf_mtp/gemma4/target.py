@@ -1,0 +1,101 @@
+"""A Gemma 4 target checkpoint as the GGUF model that llama.cpp's converter makes of it."""
+
+from collections.abc import Iterable
+
+from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.config import read_text_config
+from gguf_mtp.gemma4.general import general_keys
+from gguf_mtp.gemma4.keys import hyperparameters, quantization_version, rope_freqs
+from gguf_mtp.gemma4.outtype import base_outtype, check_float, stored_type
+from gguf_mtp.gemma4.tensors import Expected, target_tensors, text_name
+from gguf_mtp.gemma4.vocabulary import vocabulary
+from gguf_mtp.ggml import GgmlType
+from gguf_mtp.model import Half, Tensor
+from gguf_mtp.readers.checkpoint import Checkpoint
+from gguf_mtp.readers.source import TensorRef
+
+ARCH = "gemma4"
+ARCHITECTURES = ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration")
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """The single entry of config.json's ``architectures``."""
+    value = checkpoint.config.get("architectures")
+    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
+        raise FormatError(
+            f"{checkpoint.path / 'config.json'}: architectures is {value!a}, expected one name"
+        )
+    return value[0]
+
+
+def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
+    """Keys and tensors of the base model in number type `outtype` (see `OUTTYPES`).
+
+    Raises FormatError and UnsupportedError, naming file and field.
+    """
+    where = checkpoint.path / "config.json"
+    found = architecture(checkpoint)
+    if found not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"{where}: architecture {found!r} is not a Gemma 4 base model, "
+            f"expected one of {ARCHITECTURES}"
+        )
+    values = checkpoint.config.get("text_config", checkpoint.config)
+    if not isinstance(values, dict):
+        raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])
+    config = read_text_config(values, str(where))
+    refs = match_tensors(checkpoint, _text_tensors(checkpoint), target_tensors(config))
+    number = base_outtype(outtype, (ref for _, ref in refs))
+    tensors = [rope_freqs(config), *(converted(item, ref, number) for item, ref in refs)]
+    general, stated = general_keys(checkpoint, ARCH, tensors)
+    keys = [
+        *general,
+        *hyperparameters(config, ARCH, number),
+        quantization_version(),
+        *vocabulary(checkpoint, config.vocab_size),
+    ]
+    weights = tuple(file.path for file in checkpoint.files)
+    return Half(str(checkpoint.path), "huggingface", tuple(keys), tuple(tensors), weights, stated)
+
+
+def _text_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
+    """The tensors of the text stack by their names in it."""
+    found: dict[str, TensorRef] = {}
+    for ref in checkpoint.tensors:
+        name = text_name(ref.name)
+        if name is not None and found.setdefault(name, ref) is not ref:
+            raise FormatError(f"{ref.file}: tensor {ref.name} is also {found[name].name}")
+    return found
+
+
+def match_tensors(
+    checkpoint: Checkpoint, found: dict[str, TensorRef], expected: Iterable[Expected]
+) -> list[tuple[Expected, TensorRef]]:
+    """Pair the tensors `found` with those `expected`, in the order found.
+
+    Raises FormatError when one is missing or has another shape, UnsupportedError for one that is
+    not expected at all.
+    """
+    table = {item.hf_name: item for item in expected}
+    missing = [name for name, item in table.items() if item.required and name not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FormatError(f"{checkpoint.path}: tensor {missing[0]}{more} is missing")
+    pairs = []
+    for name, ref in found.items():
+        item = table.get(name)
+        if item is None:
+            raise UnsupportedError(f"{ref.file}: tensor {ref.name!a} is not part of this model")
+        if ref.shape != item.shape:
+            raise FormatError(
+                f"{ref.file}: tensor {ref.name} has shape {list(ref.shape)}, "
+                f"expected {list(item.shape)} from config.json"
+            )
+        check_float(ref)
+        pairs.append((item, ref))
+    return pairs
+
+
+def converted(item: Expected, ref: TensorRef, outtype: GgmlType) -> Tensor:
+    """The tensor `ref` as stored in a file of `outtype`."""
+    return Tensor(item.name, stored_type(item.name, ref.shape, outtype), ref.shape, ref)

@@ -1,0 +1,339 @@
+"""Gemma 4's tokenizer as ``tokenizer.*`` keys: what llama.cpp's converter obtains by running
+transformers and tokenizers, read from the JSON files alone.
+
+Source: llama.cpp ``conversion/gemma.py`` (``set_vocab``), ``gguf-py/gguf/vocab.py``;
+transformers 5.22 ``tokenization_utils_base.py`` (which tokens count as special).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, strings, u32
+from gguf_mtp.readers.checkpoint import Checkpoint
+from gguf_mtp.readers.strict_json import read_small
+
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+SCORE = -1000.0
+SPACE = "\u0120"
+TOKENIZER_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
+MAX_TEMPLATE_BYTES = 1 << 24
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+# Rendered even though special, so that a chat parser can see them.
+VISIBLE = frozenset(
+    {
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    }
+)
+# GemmaTokenizer's own defaults, in force where the configuration names none.
+DEFAULT_SPECIALS = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+# Kind -> GGUF key, in the order of the file.
+ID_KEYS = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "sep": "tokenizer.ggml.seperator_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+    "mask": "tokenizer.ggml.mask_token_id",
+}
+ADD_KEYS = {
+    "bos": "tokenizer.ggml.add_bos_token",
+    "eos": "tokenizer.ggml.add_eos_token",
+    "sep": "tokenizer.ggml.add_sep_token",
+}
+
+
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.path / "tokenizer.json").exists()
+
+
+def vocabulary(checkpoint: Checkpoint, vocab_size: int) -> list[KeyValue]:
+    """The ``tokenizer.*`` keys of a checkpoint whose embedding has `vocab_size` rows.
+
+    Raises FormatError for inconsistent files (a count other than `vocab_size`, gaps, duplicates)
+    and UnsupportedError for tokenizers of another kind than Gemma's byte-fallback BPE.
+    """
+    where = checkpoint.path / "tokenizer.json"
+    tokenizer = checkpoint.json("tokenizer.json")
+    settings = checkpoint.json("tokenizer_config.json")
+    if tokenizer is None or settings is None:
+        missing = "tokenizer.json" if tokenizer is None else "tokenizer_config.json"
+        raise UnsupportedError(f"{checkpoint.path}: no {missing}")
+    model = _model(where, tokenizer)
+    added = _added_tokens(where, tokenizer)
+    tokens = _tokens(where, model["vocab"], added, vocab_size)
+    specials = _special_texts(checkpoint, settings)
+    unknown = sorted(specials - set(tokens))
+    if unknown:
+        raise FormatError(f"{where}: special token {unknown[0]!a} is not in the vocabulary")
+    plan = _special_plan(checkpoint, tokenizer, settings, added, len(tokens))
+    keys = {
+        key.name: key
+        for key in (
+            string("tokenizer.ggml.model", "gemma4"),
+            strings("tokenizer.ggml.tokens", tokens),
+            array("tokenizer.ggml.scores", ValueType.FLOAT32, [SCORE] * len(tokens)),
+            array(
+                "tokenizer.ggml.token_type",
+                ValueType.INT32,
+                [_token_type(token, specials) for token in tokens],
+            ),
+            *_merges(where, model),
+            *(u32(ID_KEYS[kind], number) for kind, number in plan.ids.items()),
+            *(boolean(ADD_KEYS[kind], flag) for kind, flag in plan.add.items()),
+            *_chat_template(checkpoint.path, settings),
+            boolean("tokenizer.ggml.add_space_prefix", False),
+        )
+    }
+    # Always true for Gemma 4; where the tokenizer states it too, it keeps that place.
+    keys[ADD_KEYS["bos"]] = boolean(ADD_KEYS["bos"], True)
+    return list(keys.values())
+
+
+def _model(where: Path, tokenizer: dict[str, Any]) -> dict[str, Any]:
+    model, decoder = tokenizer.get("model"), tokenizer.get("decoder")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        raise FormatError(f"{where}: no model.vocab object")
+    if model.get("type") != "BPE" or model.get("byte_fallback") is not True:
+        raise UnsupportedError(
+            f"{where}: model is {model.get('type')!r} with byte_fallback "
+            f"{model.get('byte_fallback')!r}, expected 'BPE' with True"
+        )
+    if not isinstance(decoder, dict) or decoder.get("type") != "Sequence":
+        raise UnsupportedError(f"{where}: decoder is not a Sequence")
+    for step in _normalizers(tokenizer.get("normalizer")):
+        if step in ("Lowercase", "StripAccents", "BertNormalizer"):
+            raise UnsupportedError(f"{where}: normalizer {step} is not supported")
+    return model
+
+
+def _normalizers(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield str(value.get("type"))
+        steps = value.get("normalizers")
+        for step in steps if isinstance(steps, list) else []:
+            yield from _normalizers(step)
+
+
+def _added_tokens(where: Path, tokenizer: dict[str, Any]) -> dict[str, int]:
+    entries = tokenizer.get("added_tokens", [])
+    if not isinstance(entries, list):
+        raise FormatError(f"{where}: added_tokens is not a list")
+    added: dict[str, int] = {}
+    for entry in entries:
+        text = entry.get("content") if isinstance(entry, dict) else None
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(text, str) or type(number) is not int:
+            raise FormatError(f"{where}: added token without content and id: {entry!a}"[:200])
+        if added.setdefault(text, number) != number:
+            raise FormatError(f"{where}: added token {text!a} has ids {added[text]} and {number}")
+    return added
+
+
+def _tokens(
+    where: Path, vocab: dict[str, Any], added: dict[str, int], vocab_size: int
+) -> list[str]:
+    """Token texts by id."""
+    tokens: list[str | None] = [None] * vocab_size
+    for text, number in [*vocab.items(), *added.items()]:
+        if type(number) is not int or not 0 <= number < vocab_size:
+            raise FormatError(
+                f"{where}: token {text!a} has id {number!a}, expected 0 to {vocab_size - 1} "
+                f"(vocab_size in config.json is {vocab_size})"
+            )
+        if tokens[number] not in (None, text):
+            raise FormatError(f"{where}: id {number} is both {tokens[number]!a} and {text!a}")
+        tokens[number] = text
+    texts = [text for text in tokens if text is not None]
+    if len(texts) != vocab_size:
+        gap = tokens.index(None)
+        raise FormatError(
+            f"{where}: {len(texts)} tokens, expected vocab_size = {vocab_size}; id {gap} is missing"
+        )
+    for text in texts:
+        if not text.isascii() and not _encodable(text):
+            raise FormatError(f"{where}: token {text!a} is not valid Unicode")
+    return texts
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _token_type(text: str, specials: set[str]) -> int:
+    if text in VISIBLE:
+        return USER_DEFINED
+    if BYTE_TOKEN.fullmatch(text):
+        return BYTE
+    return CONTROL if text in specials else NORMAL
+
+
+def _special_texts(checkpoint: Checkpoint, settings: dict[str, Any]) -> set[str]:
+    """The tokens transformers counts as special: named ones, model-specific ones, extra ones."""
+    where = checkpoint.path / "tokenizer_config.json"
+    kind = settings.get("tokenizer_class")
+    if kind not in TOKENIZER_CLASSES:
+        raise UnsupportedError(
+            f"{where}: tokenizer_class is {kind!r}, expected one of {TOKENIZER_CLASSES}"
+        )
+    values = dict(DEFAULT_SPECIALS) | settings
+    if "added_tokens_decoder" not in settings:
+        values |= checkpoint.json("special_tokens_map.json") or {}
+    texts = {
+        _content(value)
+        for name, value in values.items()
+        if name.endswith("_token") and not name.startswith("add_")
+    }
+    extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
+    specific = values.get("model_specific_special_tokens") or {}
+    for group in (extra, specific):
+        if not isinstance(group, list | dict):
+            raise FormatError(f"{where}: special tokens are {group!a}, expected a list"[:200])
+        texts |= {_content(v) for v in (group.values() if isinstance(group, dict) else group)}
+    return {text for text in texts if text is not None}
+
+
+def _content(value: Any) -> str | None:
+    """The text of a token given as a string or as a serialized AddedToken."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+@dataclass
+class _SpecialPlan:
+    """Ids of special tokens and whether they are added, in the order they become keys."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    add: dict[str, bool] = field(default_factory=dict)
+
+
+def _special_plan(
+    checkpoint: Checkpoint,
+    tokenizer: dict[str, Any],
+    settings: dict[str, Any],
+    added: dict[str, int],
+    n_tokens: int,
+) -> _SpecialPlan:
+    plan = _SpecialPlan()
+    names = {f"{kind}_token": settings.get(f"{kind}_token") for kind in (*ID_KEYS, "cls")}
+    template = _template(tokenizer.get("post_processor"))
+    if template is not None:
+        _apply_template(checkpoint.path / "tokenizer.json", template, names, plan.add)
+    for kind in ID_KEYS:
+        flag = settings.get(f"add_{kind}_token")
+        if isinstance(flag, bool) and kind in ADD_KEYS:
+            plan.add.setdefault(kind, flag)
+        number = added.get(_content(names[f"{kind}_token"]) or "")
+        if number is not None:
+            plan.ids[kind] = number
+    text_config = checkpoint.config.get("text_config")
+    for kind in ID_KEYS:
+        number = checkpoint.config.get(f"{kind}_token_id")
+        if number is None and isinstance(text_config, dict):
+            number = text_config.get(f"{kind}_token_id")
+        if type(number) is int:
+            plan.ids.setdefault(kind, number)
+    for kind, number in plan.ids.items():
+        if not 0 <= number < n_tokens:
+            raise FormatError(
+                f"{checkpoint.path}: {kind}_token_id is {number}, expected 0 to {n_tokens - 1}"
+            )
+    return plan
+
+
+def _template(post_processor: Any) -> dict[str, Any] | None:
+    """The TemplateProcessing step of a post-processor, if there is one."""
+    if not isinstance(post_processor, dict):
+        return None
+    steps = post_processor.get("processors", [post_processor])
+    for step in steps if isinstance(steps, list) else []:
+        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
+            return step
+    return None
+
+
+def _apply_template(
+    where: Path, template: dict[str, Any], names: dict[str, Any], add: dict[str, bool]
+) -> None:
+    """Read from a template which special tokens frame a text. Gemma's is ``<bos> A`` for one
+    text and ``<bos> A <bos> B`` for two; templates that end in a special token are refused."""
+    single, pair = _parts(where, template, "single"), _parts(where, template, "pair")
+    first = single[0] if len(single) > 1 else None
+    if len(single) > 1 and single[-1] is not None:
+        raise UnsupportedError(f"{where}: post_processor that ends in {single[-1]!a}")
+    if first is not None:
+        # As upstream: a leading token nobody names becomes the one that is missing.
+        names["bos_token"] = names["bos_token"] or first
+        if first != names["bos_token"]:
+            names["cls_token"] = names["cls_token"] or first
+        add["bos"] = first in (names["bos_token"], names["cls_token"])
+    inner = pair[1:] if first is not None and pair and pair[0] == first else pair
+    if len(inner) > 2 and inner[0] is None and inner[-1] is None:
+        middle = inner[1:-1] if len(inner) == 4 else inner[1:2]
+        joints = (names["sep_token"], names["eos_token"])
+        add["sep"] = any(text is not None and text in joints for text in middle)
+
+
+def _parts(where: Path, template: dict[str, Any], name: str) -> list[str | None]:
+    """A template's parts: a special token's text, or None for a text of the user."""
+    parts = template.get(name, [])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise FormatError(f"{where}: post_processor.{name} is not a list of objects")
+    texts = [part.get("SpecialToken") for part in parts]
+    return [text.get("id") if isinstance(text, dict) else None for text in texts]
+
+
+def _merges(where: Path, model: dict[str, Any]) -> list[KeyValue]:
+    merges = model.get("merges")
+    if not isinstance(merges, list) or not merges:
+        raise FormatError(f"{where}: model.merges is not a filled list")
+    try:
+        lines = [merge if isinstance(merge, str) else _merge(*merge) for merge in merges]
+    except (TypeError, AttributeError):
+        raise FormatError(f"{where}: model.merges holds more than pairs of strings") from None
+    return [strings("tokenizer.ggml.merges", lines)]
+
+
+def _merge(left: str, right: str) -> str:
+    """The parts joined by a space; a space within one is written as U+0120."""
+    return f"{left.replace(' ', SPACE)} {right.replace(' ', SPACE)}"
+
+
+def _chat_template(path: Path, settings: dict[str, Any]) -> list[KeyValue]:
+    """The chat template, as opaque text: it is never rendered here."""
+    template = settings.get("chat_template")
+    beside = path / "chat_template.jinja"
+    if "chat_template" not in settings and beside.exists():
+        if (path / "additional_chat_templates").is_dir():
+            raise UnsupportedError(f"{path}: additional_chat_templates are not supported")
+        try:
+            template = read_small(beside, MAX_TEMPLATE_BYTES).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{beside}: not UTF-8 at byte {error.start}") from None
+        # Python's text mode, which llama.cpp's converter reads it in, translates line ends.
+        template = template.replace("\r\n", "\n").replace("\r", "\n")
+    if template is None or template == "":
+        return []
+    if not isinstance(template, str):
+        raise UnsupportedError(f"{path}: several named chat templates are not supported")
+    return [string("tokenizer.chat_template", template)]

@@ -1,0 +1,87 @@
+"""Where a drafter came from and what it was paired with: the `mtp.source.*`, `mtp.target.*` keys.
+
+They describe the first conversion and travel unchanged through `split` and `convert`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_mtp import __version__
+from gguf_mtp.errors import PairingError
+from gguf_mtp.gemma4.shape import ModelShape
+from gguf_mtp.keyvalue import KeyValue, string, strings, u32
+from gguf_mtp.model import Half
+
+SOURCE = "mtp.source."
+TARGET = "mtp.target."
+CONVERTER = f"gguf-mtp {__version__}"
+TARGET_SIZE = f"{TARGET}embedding_length"
+TARGET_VOCAB = f"{TARGET}vocab_size"
+TARGET_TOKENIZER = f"{TARGET}tokenizer_sha256"
+
+
+@dataclass(frozen=True)
+class Digests:
+    """A key whose value, the SHA-256 of each of `files`, is known once they have been read."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def resolve(self, digests: Mapping[Path, str]) -> KeyValue:
+        """The key; files without a digest yet get a placeholder of the same length."""
+        return strings(self.name, [digests.get(path, "0" * 64) for path in self.files])
+
+
+def describe(
+    base: Half, base_shape: ModelShape, heads: Half, *, hash_base: bool
+) -> tuple[KeyValue | Digests, ...]:
+    """The provenance of `heads` when first paired with `base`. Base names only, no paths."""
+    keys: list[KeyValue | Digests] = [
+        string(f"{SOURCE}kind", heads.kind),
+        string(f"{SOURCE}name", Path(heads.origin).name),
+        strings(f"{SOURCE}files", [path.name for path in heads.weights]),
+        Digests(f"{SOURCE}sha256", heads.weights),
+        string(f"{SOURCE}converter", CONVERTER),
+    ]
+    if heads.license is not None:
+        keys.append(string(f"{SOURCE}license", heads.license))
+    keys += (
+        string(f"{TARGET}kind", base.kind),
+        string(f"{TARGET}name", Path(base.origin).name),
+        string(f"{TARGET}architecture", str(base.value("general.architecture"))),
+        u32(TARGET_SIZE, base_shape.hidden_size),
+        u32(TARGET_VOCAB, base_shape.vocab_size),
+        string(TARGET_TOKENIZER, tokenizer_digest(base.keys)),
+        strings(f"{TARGET}files", [path.name for path in base.weights]),
+    )
+    if hash_base:
+        keys.append(Digests(f"{TARGET}sha256", base.weights))
+    return tuple(keys)
+
+
+def tokenizer_digest(keys: Iterable[KeyValue]) -> str:
+    """SHA-256 over the encoded ``tokenizer.ggml.*`` keys, in order of name."""
+    digest = hashlib.sha256()
+    for key in sorted(keys, key=lambda key: key.name):
+        if key.name.startswith("tokenizer.ggml."):
+            digest.update(key.encode())
+    return digest.hexdigest()
+
+
+def check_target(
+    carried: Iterable[KeyValue], base: Half, base_shape: ModelShape, heads_origin: str
+) -> None:
+    """Raise PairingError when carried `mtp.target.*` keys speak of another kind of base."""
+    actual = {
+        TARGET_SIZE: base_shape.hidden_size,
+        TARGET_VOCAB: base_shape.vocab_size,
+        TARGET_TOKENIZER: tokenizer_digest(base.keys),
+    }
+    for key in carried:
+        if key.name in actual and key.value != actual[key.name]:
+            raise PairingError(
+                f"{heads_origin}: {key.name}: expected {key.value!a} in the base, "
+                f"found {actual[key.name]!a} in {base.origin}"
+            )

@@ -1,0 +1,1 @@
+"""Readers: bytes in, frozen `TensorRef`s out, no policy."""

@@ -1,0 +1,89 @@
+"""A source file read with pread: never mapped, so that truncation is an error and not a SIGBUS."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from gguf_mtp.errors import FormatError
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor in a file. `shape` has the outermost dimension first; `dtype` is the file format's
+    own name of the number type; `offset` counts from the start of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+class SourceFile:
+    """An open regular file of known size; every read is checked against it.
+
+    Raises FormatError when the path is no readable regular file, or when fewer bytes come back
+    than the size promised.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot open: {error.strerror}") from error
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise FormatError(f"{path}: not a regular file")
+        self.size = status.st_size
+        self._identity = _identity(status)
+
+    def __enter__(self) -> "SourceFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`."""
+        buffer = bytearray(nbytes)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset`."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self.fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise FormatError(
+                    f"{self.path}: read error at offset {offset + done}: {error.strerror}"
+                ) from error
+            if count == 0:
+                raise FormatError(
+                    f"{self.path}: file ends at {offset + done}, "
+                    f"expected {offset + len(buffer)} bytes or more (truncated while reading?)"
+                )
+            done += count
+
+    def check_unchanged(self) -> None:
+        """Raise FormatError when the file was modified since it was opened."""
+        if _identity(os.fstat(self.fd)) != self._identity:
+            raise FormatError(f"{self.path}: file changed while it was read")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,68 @@
+"""JSON read strictly: UTF-8 without BOM, no duplicate keys, no NaN, bounded size and depth."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from gguf_mtp.errors import FormatError
+from gguf_mtp.readers.source import SourceFile
+
+MAX_BYTES = 1 << 28
+MAX_NUMBER_DIGITS = 64
+
+
+def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
+    """Parse `encoded` as one JSON object. Raises FormatError, naming `where`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError(f"{where}: key {twice!a} occurs twice")
+        return result
+
+    def refuse_constant(text: str) -> Any:
+        raise FormatError(f"{where}: {text} is not a JSON number")
+
+    def number(text: str) -> int | float:
+        if len(text) > MAX_NUMBER_DIGITS:
+            raise FormatError(f"{where}: a number has {len(text)} digits")
+        if text.lstrip("-").isdigit():
+            return int(text)
+        value = float(text)
+        if not math.isfinite(value):
+            raise FormatError(f"{where}: number {text} is out of range")
+        return value
+
+    try:
+        value = json.loads(
+            encoded.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse_constant,
+            parse_int=number,
+            parse_float=number,
+        )
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise FormatError(f"{where}: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in the file at `path`."""
+    return parse_object(read_small(path, MAX_BYTES), str(path))
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The whole file at `path`; FormatError when it holds more than `limit` bytes."""
+    with SourceFile(path) as source:
+        if source.size > limit:
+            raise FormatError(f"{path}: {source.size} bytes, at most {limit} are read")
+        return source.read(0, source.size)

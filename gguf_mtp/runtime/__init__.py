@@ -1,0 +1,31 @@
+"""Running a base model with its MTP heads on llama.cpp, through llama-cpp-python."""
+
+from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
+from gguf_mtp.runtime.library import Library, load_library
+from gguf_mtp.runtime.pair import Pair, PairContexts, open_pair
+from gguf_mtp.runtime.speculative import (
+    MtpDrafter,
+    RejectAllLoop,
+    Round,
+    Run,
+    SpeculativeLoop,
+    decode_plainly,
+)
+
+__all__ = [
+    "Context",
+    "ContextOptions",
+    "Library",
+    "Model",
+    "ModelOptions",
+    "MtpDrafter",
+    "Pair",
+    "PairContexts",
+    "RejectAllLoop",
+    "Round",
+    "Run",
+    "SpeculativeLoop",
+    "decode_plainly",
+    "load_library",
+    "open_pair",
+]

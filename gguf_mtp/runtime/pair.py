@@ -1,0 +1,135 @@
+"""A base model and its MTP heads, from one merged file or two, with their contexts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from gguf_mtp.errors import PairingError, RuntimeUnavailable
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
+from gguf_mtp.runtime.library import BUILD_HINT, Library, load_library
+from gguf_mtp.runtime.speculative import MtpDrafter, SpeculativeLoop
+
+
+@dataclass(frozen=True)
+class PairContexts:
+    """A target's context and the drafter's that reads its cache; closed together."""
+
+    target: Context
+    drafter: Context
+
+    def loop(self, n_max: int, stop: frozenset[int] = frozenset()) -> SpeculativeLoop:
+        """Return a greedy speculative loop over these contexts."""
+        return SpeculativeLoop(self.target, MtpDrafter(self.drafter), n_max, stop)
+
+    def close(self) -> None:
+        """Free both: the drafter first, since it points into the target's cache."""
+        self.drafter.close()
+        self.target.close()
+
+    def __enter__(self) -> PairContexts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and its heads; use as a context manager."""
+
+    base: Model
+    heads: Model
+
+    def contexts(self, options: ContextOptions) -> PairContexts:
+        """Make a target context and its drafter's, in the one order that works.
+
+        Raises RuntimeUnavailable where llama.cpp cannot make them.
+        """
+        target = Context(self.base, options)
+        try:
+            drafter = Context(self.heads, options, target=target)
+        except BaseException:
+            target.close()
+            raise
+        # Of the target every row: the first draft after a prompt needs the prompt's last one.
+        target.enable_hidden(outputs_only=False)
+        drafter.enable_hidden(outputs_only=True)
+        return PairContexts(target, drafter)
+
+    def close(self) -> None:
+        """Free both models, the heads first."""
+        self.heads.close()
+        self.base.close()
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_pair(
+    *,
+    merged: Path | None = None,
+    base: Path | None = None,
+    heads: Path | None = None,
+    library: Library | None = None,
+    options: ModelOptions | None = None,
+) -> Pair:
+    """Open a base model with its heads: from one `merged` file, or from `base` and `heads`.
+
+    A merged file needs the patched library; two files work with any. Raises
+    RuntimeUnavailable where a file or the library does not serve, and PairingError where
+    heads are for another base.
+    """
+    library = library or load_library()
+    options = options or ModelOptions()
+    with ExitStack() as stack:
+        if merged is not None and base is None and heads is None:
+            # The heads first: of a file that has none, this says so in a word.
+            head_model = stack.enter_context(Model.open_heads(library, merged, options))
+            base_model = stack.enter_context(Model.open(library, merged, options))
+        elif base is not None and heads is not None and merged is None:
+            _require_head_support(library, heads)
+            head_model = stack.enter_context(Model.open(library, heads, options))
+            base_model = stack.enter_context(Model.open(library, base, options))
+        else:
+            raise RuntimeUnavailable("name a merged file, or a base and its heads")
+        _require_match(base_model, head_model)
+        stack.pop_all()
+    return Pair(base_model, head_model)
+
+
+def _require_head_support(library: Library, heads: Path) -> None:
+    """Refuse what would take the process down: stock llama.cpp crashes on an ordered head."""
+    if library.is_patched or not heads.is_file():
+        return
+    if any(tensor.name.startswith("masked_embd_") for tensor in read_gguf(heads).tensors):
+        raise RuntimeUnavailable(
+            f"{heads}: has an ordered head, which {library.directory} cannot load; {BUILD_HINT}"
+        )
+
+
+def _require_match(base: Model, heads: Model) -> None:
+    for what, expected, found in (
+        ("hidden size", base.n_embd_out, heads.n_embd_out),
+        ("vocabulary", base.n_vocab, heads.n_vocab),
+    ):
+        if expected != found:
+            raise PairingError(
+                f"{heads.path}: heads are for a {what} of {found}, {base.path} has {expected}"
+            )

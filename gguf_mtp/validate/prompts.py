@@ -1,0 +1,81 @@
+"""The prompts a validation runs over: sets that ship with the package, or a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from gguf_mtp.errors import FormatError
+
+SHIPPED = Path(__file__).parents[1] / "data" / "prompts"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue; `id` is unique within a validation, `source` says where it is from."""
+
+    id: str
+    text: str
+    source: str
+
+
+def shipped_sets() -> dict[str, Path]:
+    """Return the sets that ship with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.jsonl"))}
+
+
+def load_prompts(names: Sequence[str] = ()) -> list[Prompt]:
+    """Load prompts from shipped sets or JSON-lines files, taking turns between them.
+
+    Each of `names` is a shipped set's name or a path; none means every shipped set. So the
+    first n prompts are a fair share of all sets. Raises FormatError for a set that is not
+    there, is empty, or is not JSON lines of objects with "id" and "text".
+    """
+    shipped = shipped_sets()
+    chosen = list(names) or list(shipped)
+    if not chosen:
+        raise FormatError("no prompt sets are installed; name a file with --prompts")
+    sets = [_load_set(name, shipped) for name in chosen]
+    turns: Iterable[Prompt | None] = (p for turn in zip_longest(*sets) for p in turn)
+    prompts = [prompt for prompt in turns if prompt is not None]
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise FormatError(f"prompt id {prompt.id!r} occurs twice")
+        seen.add(prompt.id)
+    return prompts
+
+
+def _load_set(name: str, shipped: dict[str, Path]) -> list[Prompt]:
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        known = ", ".join(shipped) or "none"
+        raise FormatError(f"{name}: no such prompt set or file (sets: {known})")
+    try:
+        return parse_prompts(path.read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{name}: cannot read prompts ({error})") from None
+
+
+def parse_prompts(text: str, name: str) -> list[Prompt]:
+    """Parse JSON lines into prompts; `name` is used in messages. Raises FormatError."""
+    prompts = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{name}:{number}: not JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise FormatError(f"{name}:{number}: not a JSON object")
+        values = [fields.get("id"), fields.get("text"), fields.get("source", "")]
+        if not all(isinstance(value, str) for value in values) or not values[0] or not values[1]:
+            raise FormatError(f'{name}:{number}: needs strings "id" and "text"')
+        prompts.append(Prompt(*values))
+    if not prompts:
+        raise FormatError(f"{name}: no prompts")
+    return prompts

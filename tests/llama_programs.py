@@ -1,0 +1,124 @@
+"""Running the built llama.cpp programs the way a user would, for the tests that compare texts."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamacpp.pin import SetupError, read_record
+
+# A model this small spends longer handing work to a second thread than doing it.
+THREADS = ("-t", "1", "-td", "1")
+GREEDY = ("--temp", "0")
+
+
+def programs(variant: str) -> Path:
+    """Folder of a variant's programs: ``default``, ``exact`` or ``stock``.
+
+    Skips the test where it was not built; GGUF_MTP_REQUIRE_LLAMA=1 makes that a failure.
+    """
+    try:
+        record: dict[str, Any] = read_record()
+        chosen = record if variant == "default" else record[variant]
+    except (SetupError, KeyError) as error:
+        if os.environ.get("GGUF_MTP_REQUIRE_LLAMA") == "1":
+            raise
+        pytest.skip(f"no {variant} build of llama.cpp: {error}")
+    return Path(chosen["bin_dir"])
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one run of llama-speculative-simple said."""
+
+    text: str
+    log: str
+
+    def figure(self, name: str) -> int:
+        """An integer the program reports, such as ``n_accept``."""
+        match = re.search(rf"\b{name}\s*= (\d+)", self.log)
+        assert match is not None, f"no {name} in:\n{self.log[-2000:]}"
+        return int(match.group(1))
+
+
+def speculative_simple(
+    bin_dir: Path, *arguments: str | Path, prompt: str, n_predict: int = 64
+) -> Output:
+    """Run llama-speculative-simple greedily; fails the test when it does."""
+    # fmt: off
+    command = [str(bin_dir / "llama-speculative-simple"), *map(str, arguments), *THREADS, *GREEDY,
+               "-n", str(n_predict), "-c", "1024", "-p", prompt]
+    # fmt: on
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+    assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
+    return Output(result.stdout.strip(), result.stderr)
+
+
+class Server:
+    """A running llama-server."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def post(self, path: str, **body: Any) -> dict[str, Any]:
+        """POST `body` as JSON and return the JSON answer."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            reply: dict[str, Any] = json.load(answer)
+        return reply
+
+    def complete(self, prompt: str, n_predict: int) -> dict[str, Any]:
+        """Greedy completion; the answer has ``tokens`` and ``timings``."""
+        return self.post(
+            "/completion",
+            prompt=prompt,
+            n_predict=n_predict,
+            temperature=0,
+            cache_prompt=False,
+            return_tokens=True,
+        )
+
+
+@contextmanager
+def server(bin_dir: Path, *arguments: str | Path, log: Path) -> Iterator[Server]:
+    """Start llama-server on a free local port and stop it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # fmt: off
+    command = [str(bin_dir / "llama-server"), *map(str, arguments), *THREADS, "-c", "1024",
+               "-np", "1", "--host", "127.0.0.1", "--port", str(port)]
+    # fmt: on
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        try:
+            _wait_until_ready(process, port, log)
+            yield Server(port)
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"llama-server ended:\n{log.read_text()[-2000:]}"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise AssertionError(f"llama-server was not ready in time:\n{log.read_text()[-2000:]}")

@@ -1,0 +1,99 @@
+"""Fetching and building llama.cpp: what is refused, and what the tool says about it."""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import patch_llamacpp
+from llamacpp import build, pin, source
+from llamacpp.pin import SetupError
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return pin.cache_dir()
+
+
+def test_a_source_package_with_other_bytes_is_refused(cache: Path) -> None:
+    path = cache / "downloads" / pin.SDIST
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not it")
+    with pytest.raises(SetupError, match=rf"sha256 is \w+, expected {pin.SDIST_SHA256}"):
+        source.fetch_sdist()
+
+
+def test_unpacking_takes_the_tree_alone_and_drops_the_submodule_pointer(tmp_path: Path) -> None:
+    sdist = tmp_path / "package.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        for name in ("README", "vendor/llama.cpp/.git", "vendor/llama.cpp/src/a.cpp"):
+            info = tarfile.TarInfo(f"llama_cpp_python-{pin.PACKAGE_VERSION}/{name}")
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"abc"))
+    tree = tmp_path / "trees" / "src"
+    source.unpack_tree(sdist, tree)
+    assert [p.relative_to(tree) for p in tree.rglob("*") if p.is_file()] == [Path("src/a.cpp")]
+    assert [p.name for p in tree.parent.iterdir()] == ["src"]
+
+
+def test_an_unknown_backend_is_refused_by_name() -> None:
+    with pytest.raises(SetupError, match="unknown backend 'rocm'; expected auto or one of metal"):
+        build.choose_backend("rocm")
+
+
+def test_auto_takes_the_first_backend_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(name: str, present: bool) -> build.Backend:
+        return build.Backend(name, lambda: present, ())
+
+    table = (backend("metal", False), backend("cuda", True), backend("cpu", True))
+    monkeypatch.setattr(build, "BACKENDS", table)
+    assert build.choose_backend("auto").name == "cuda"
+    assert build.choose_backend("cpu").name == "cpu"
+
+
+def test_a_failed_build_names_the_first_error_and_the_log(tmp_path: Path) -> None:
+    script = "print('[1/2] fine'); print('a.cpp:3: error: no such thing'); raise SystemExit(1)"
+    log = tmp_path / "build.log"
+    with pytest.raises(SetupError, match=r"build x failed: a\.cpp:3: error: no such thing \(log:"):
+        build._run([sys.executable, "-c", script], log, "build x")
+    assert "[1/2] fine" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        (["[1/4] a", "[2/4] b", "[4/4] c"], ["20 %", "50 %", "100 %"]),
+        (["[  7%] a", "[ 10%] b", "[ 12%] c"], ["0 %", "10 %"]),
+        (["no progress here"], []),
+    ],
+    ids=["ninja", "make", "neither"],
+)
+def test_progress_is_read_from_ninja_and_make(
+    lines: list[str], shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    meter = build._Meter("build")
+    for line in lines:
+        meter.see(line)
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1].strip() for line in printed] == shown
+
+
+def test_another_tree_is_one_line_and_exit_2(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert patch_llamacpp.main(["--tree", str(tmp_path), "--backend", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}: not the llama.cpp tree")
+    assert len(error.splitlines()) == 1
+
+
+def test_no_record_says_what_to_run(cache: Path) -> None:
+    with pytest.raises(SetupError, match="make patch-llamacpp"):
+        pin.read_record()
+    pin.record_path().parent.mkdir(parents=True, exist_ok=True)
+    pin.record_path().write_text(json.dumps({"pin": "x"}))
+    assert pin.read_record() == {"pin": "x"}

@@ -1,0 +1,65 @@
+"""Memory stays flat: it is set by the chunks, not by the model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from gguf_mtp.api import convert
+base, heads, out, outtype = sys.argv[1:]
+convert(Path(base), Path(heads), Path(out), outtype=outtype)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def sparse_target(directory: Path, wide: int) -> Path:
+    """A checkpoint whose feed-forward matrices are `wide`; all zero and of no size on disk."""
+    tiny.write_target(directory, tiny.E2B)
+    config = json.loads((directory / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = wide
+    tiny.write_json(directory / "config.json", config)
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, shape in sorted(tiny.target_shapes(tiny.E2B).items()):
+        dims = [dim * wide // tiny.WIDE if dim % tiny.WIDE == 0 else dim for dim in shape]
+        nbytes = 2
+        for dim in dims:
+            nbytes *= dim
+        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    encoded = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + offset)
+    return directory
+
+
+def peak(base: Path, heads: Path, out: Path, outtype: str) -> int:
+    command = [sys.executable, "-c", MEASURE, str(base), str(heads), str(out), outtype]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(result.stdout)
+
+
+@pytest.mark.parametrize("outtype", ["q8_0", "f16"])
+def test_peak_does_not_grow_with_the_model(
+    tmp_path: Path, tiny_drafter: Path, outtype: str
+) -> None:
+    peaks, sizes = [], []
+    for name, wide in (("small", tiny.WIDE), ("large", 1024 * tiny.WIDE)):
+        base = sparse_target(tmp_path / name, wide)
+        out = tmp_path / f"{name}.gguf"
+        peaks.append(peak(base, tiny_drafter, out, outtype))
+        sizes.append(os.stat(base / "model.safetensors").st_size)
+        out.unlink()
+    assert sizes[1] > 250_000_000
+    assert peaks[1] - peaks[0] < 32 << 20
+    assert peaks[1] < 256 << 20

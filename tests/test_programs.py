@@ -1,0 +1,240 @@
+"""The patched programs on one merged file, against two files, against none, against stock.
+
+Texts are compared on the `exact` build at F32, whose kernels do not depend on the batch width, so
+that equality is a claim about the code and not about near-ties.
+"""
+
+import dataclasses
+import re
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gguf_mtp import api
+from gguf_mtp.merged import heads_from_gguf
+from gguf_mtp.plan import plan
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.validate.prompts import Prompt, load_prompts
+from gguf_mtp.writer import write_gguf
+from llama_programs import GREEDY, THREADS, Server, programs, server, speculative_simple
+
+PROMPTS = load_prompts(["python"])
+N_PREDICT = 64
+USES_HEADS = "drafting with the MTP heads inside"
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """One pair, whole and in halves; `with_tensors` is the drafter with its ordered head as
+    tensors and its rows in token order, as other publishers' files have it."""
+
+    merged: Path
+    base: Path
+    heads: Path
+    with_tensors: Path
+
+
+@pytest.fixture(scope="session")
+def files(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    root = tmp_path_factory.mktemp("halves")
+    base, heads, with_tensors = (root / f"{name}.gguf" for name in ("base", "heads", "tensors"))
+    api.split(merged_f32, base, heads)
+    drafter = heads_from_gguf(read_gguf(heads)).drafter
+    write_gguf(plan(drafter.half.keys, drafter.half.tensors), with_tensors)
+    assert "masked_embd_ordering" in {tensor.name for tensor in read_gguf(with_tensors).tensors}
+    return Files(merged_f32, base, heads, with_tensors)
+
+
+@pytest.fixture(scope="module")
+def plain_server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("plain") / "log"
+    with server(programs("exact"), "-m", files.base, log=log) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mtp_server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("mtp") / "log"
+    with server(programs("exact"), "-m", files.merged, log=log) as running:
+        yield running
+    assert USES_HEADS in log.read_text()
+
+
+def common_prefix(a: str, b: str) -> bool:
+    """Whether one begins the other: a last round may end a few tokens past the number asked."""
+    n = min(len(a), len(b))
+    return n > 0 and a[:n] == b[:n]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.id)
+def test_speculative_simple_gives_one_text(files: Files, prompt: Prompt) -> None:
+    exact = programs("exact")
+    two = ("-m", files.base, "-md", files.heads, "--spec-type", "draft-mtp")
+    one_file = speculative_simple(exact, "-m", files.merged, prompt=prompt.text)
+    two_files = speculative_simple(exact, *two, prompt=prompt.text)
+    plain = speculative_simple(exact, "-m", files.merged, "--spec-type", "none", prompt=prompt.text)
+
+    assert USES_HEADS in one_file.log
+    assert one_file.figure("n_accept") > 0
+    assert USES_HEADS not in plain.log
+    assert plain.figure("n_drafted") == 0
+    assert common_prefix(one_file.text, plain.text)
+    assert common_prefix(two_files.text, plain.text)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.id)
+def test_server_gives_one_text(plain_server: Server, mtp_server: Server, prompt: Prompt) -> None:
+    plain = plain_server.complete(prompt.text, N_PREDICT)
+    mtp = mtp_server.complete(prompt.text, N_PREDICT)
+    assert mtp["tokens"] == plain["tokens"]
+    assert len(mtp["tokens"]) > 1
+    assert mtp["timings"]["draft_n_accepted"] > 0
+    assert "draft_n" not in plain["timings"]
+
+
+def test_server_gives_the_text_of_speculative_simple(mtp_server: Server, files: Files) -> None:
+    prompt = PROMPTS[0].text
+    served = prompt + mtp_server.complete(prompt, N_PREDICT)["content"]
+    alone = speculative_simple(programs("exact"), "-m", files.merged, prompt=prompt)
+    assert common_prefix(served.strip(), alone.text.removeprefix("<bos>"))
+
+
+def test_server_turns_it_off_on_request(files: Files, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    exact = programs("exact")
+    with server(exact, "-m", files.merged, "--spec-type", "none", log=log) as running:
+        answer = running.complete(PROMPTS[0].text, 16)
+    assert "draft_n" not in answer["timings"]
+    assert USES_HEADS not in log.read_text()
+
+
+def cli_answer(*arguments: str | Path, prompt: str) -> tuple[str, str]:
+    """What llama-cli answers to one message, and its log."""
+    # fmt: off
+    command = [str(programs("exact") / "llama-cli"), *map(str, arguments), *THREADS, *GREEDY,
+               "-c", "1024", "-n", str(N_PREDICT), "--single-turn", "--simple-io",
+               "--no-show-timings", "-lv", "4", "-p", prompt]
+    # fmt: on
+    result = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    banner, _, answer = result.stdout.partition("available commands:")
+    assert banner
+    return answer, result.stderr
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:8], ids=lambda p: p.id)
+def test_cli_gives_one_text(files: Files, prompt: Prompt) -> None:
+    mtp, mtp_log = cli_answer("-m", files.merged, prompt=prompt.text)
+    off, off_log = cli_answer("-m", files.merged, "--spec-type", "none", prompt=prompt.text)
+    assert mtp == off
+    assert mtp.split(prompt.text)[-1].strip().removesuffix("Exiting...").strip()
+    assert USES_HEADS in mtp_log
+    assert USES_HEADS not in off_log
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:6], ids=lambda p: p.id)
+def test_split_halves_run_on_an_unpatched_build(files: Files, prompt: Prompt) -> None:
+    halves = ("-m", files.base, "-md", files.heads, "--spec-type", "draft-mtp")
+    stock = speculative_simple(programs("stock"), *halves, prompt=prompt.text)
+    ours = speculative_simple(programs("exact"), *halves, prompt=prompt.text)
+    assert stock.text == ours.text
+    assert stock.figure("n_accept") == ours.figure("n_accept") > 0
+
+
+def test_an_unpatched_build_refuses_the_merged_file(files: Files) -> None:
+    command = [str(programs("stock") / "llama-speculative-simple"), "-m", str(files.merged)]
+    result = subprocess.run([*command, "-p", "x"], capture_output=True, text=True, errors="replace")
+    assert result.returncode != 0
+    assert "wrong number of tensors" in result.stderr
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:6], ids=lambda p: p.id)
+def test_rows_in_token_order_draft_the_same(files: Files, prompt: Prompt) -> None:
+    exact = programs("exact")
+    two = ("-m", files.base, "-md", files.with_tensors, "--spec-type", "draft-mtp")
+    sorted_rows = speculative_simple(exact, "-m", files.merged, prompt=prompt.text)
+    token_order = speculative_simple(exact, *two, prompt=prompt.text)
+    assert token_order.text == sorted_rows.text
+    for name in ("n_drafted", "n_accept"):
+        assert token_order.figure(name) == sorted_rows.figure(name)
+
+
+def test_an_explicit_drafter_wins(files: Files) -> None:
+    arguments = ("-m", files.merged, "-md", files.heads, "--spec-type", "draft-mtp")
+    run = speculative_simple(programs("exact"), *arguments, prompt=PROMPTS[0].text)
+    assert USES_HEADS not in run.log
+    assert run.figure("n_accept") > 0
+
+
+def load_error(path: str) -> str:
+    """The log of a program that must not be able to load `path`."""
+    command = [str(programs("exact") / "llama-speculative-simple"), "-m", path, "-p", "x"]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    assert result.returncode != 0
+    return result.stderr
+
+
+def test_asking_a_plain_file_for_heads_is_an_error(files: Files) -> None:
+    assert re.search(r"carries no MTP heads", load_error(f"{files.base}#mtp"))
+
+
+def test_another_format_version_is_refused(files: Files, tmp_path: Path) -> None:
+    data = bytearray(files.merged.read_bytes())
+    key = b"mtp.format.version"
+    at = data.index(struct.pack("<Q", len(key)) + key) + 8 + len(key)
+    assert data[at : at + 8] == struct.pack("<II", 4, 1)  # u32, version 1
+    data[at + 4] = 2
+    newer = tmp_path / "newer.gguf"
+    newer.write_bytes(data)
+    assert "mtp.format.version: expected u32 1" in load_error(str(newer))
+
+
+def test_a_file_whose_name_ends_like_a_fragment_is_itself(files: Files, tmp_path: Path) -> None:
+    odd = tmp_path / "base#mtp"
+    odd.write_bytes(files.base.read_bytes())
+    run = speculative_simple(
+        programs("exact"), "-m", odd, "--spec-type", "none", prompt=PROMPTS[0].text, n_predict=8
+    )
+    assert run.text
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K_M"])
+def test_quantize_keeps_the_heads(files: Files, kind: str, tmp_path: Path) -> None:
+    """Also the check that quantized kernels run at verify width 4 (the gcc 12 + AMX trap)."""
+    default = programs("default")
+    merged, alone, base = (tmp_path / f"{name}.gguf" for name in ("merged", "alone", "base"))
+    for source, out in [(files.merged, merged), (files.base, alone)]:
+        command = [str(default / "llama-quantize"), str(source), str(out), kind, "1"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    heads = {t.name: t for t in read_gguf(merged).tensors if t.name.startswith("mtp.")}
+    before = {t.name: t for t in read_gguf(files.merged).tensors if t.name.startswith("mtp.")}
+    assert heads.keys() == before.keys()
+    for name, tensor in heads.items():
+        assert (tensor.dtype, tensor.shape) == (before[name].dtype, before[name].shape)
+        assert stored(tensor.file, tensor.offset, tensor.nbytes) == stored(
+            before[name].file, before[name].offset, before[name].nbytes
+        )
+    api.split(merged, base, None)
+    assert base.read_bytes() == alone.read_bytes()
+
+    run = speculative_simple(
+        default, "-m", merged, "--spec-draft-n-max", "3", prompt=PROMPTS[0].text
+    )
+    assert run.figure("n_accept") > 0
+
+
+def stored(path: Path, offset: int, nbytes: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(nbytes)

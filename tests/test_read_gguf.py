@@ -1,0 +1,223 @@
+"""The strict GGUF reader: what it refuses, each beside a control that it accepts."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from gguf_bytes import ARCH, ARRAY, BOOL, STRING, U8, U64, Info, array, build, pair, text, u32
+from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.keyvalue import ValueType
+from gguf_mtp.readers.gguf import read_gguf
+
+F32, Q8_0 = 0, 8
+ONE = Info(b"a.weight", (8,), F32, 0)
+TWO = Info(b"b.weight", (32, 2), Q8_0, 32)
+DATA = bytes(32 + 68 + 28)
+PAIRS = (
+    ARCH,
+    u32(b"n", 7),
+    array(b"list", U64, 3, bytes(24)),
+    array(b"names", STRING, 2, text(b"x") + text(b"")),
+    array(b"flags", BOOL, 2, b"\x01\x00"),
+    array(b"nested", ARRAY, 1, struct.pack("<IQ", U8, 2) + b"ab"),
+)
+GOOD = build(PAIRS, (ONE, TWO), DATA)
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def alignment_key(value: int) -> bytes:
+    return u32(b"general.alignment", value)
+
+
+ACCEPTED = {
+    "everything": GOOD,
+    "version 2": build(PAIRS, (ONE, TWO), DATA, version=2),
+    "no tensors": build(PAIRS),
+    "last padding cut": GOOD[:-28],
+    "alignment 8": build((ARCH, alignment_key(8)), (ONE,), bytes(32), alignment=8),
+    "alignment 4096": build((ARCH, alignment_key(4096)), (ONE,), bytes(4096), alignment=4096),
+    "name of 63 bytes": build((ARCH,), (Info(b"n" * 63, (8,), F32, 0),), bytes(32)),
+    "order in file other than in header": build(
+        (ARCH,), (Info(b"b", (8,), F32, 32), Info(b"a", (8,), F32, 0)), bytes(64)
+    ),
+    "four dimensions": build((ARCH,), (Info(b"a", (2, 2, 2, 1), F32, 0),), bytes(32)),
+}
+
+REFUSED = {
+    "empty file": (b"", "magic"),
+    "bad magic": (build(PAIRS, magic=b"GGML"), "magic is b'GGML'"),
+    "version 0": (build(PAIRS, version=0), "version is 0"),
+    "version 1": (build(PAIRS, version=1), "version is 1"),
+    "version 4": (build(PAIRS, version=4), "version is 4"),
+    "big-endian": (build(PAIRS, version=3 << 24), "big-endian"),
+    "2^63 keys": (build(PAIRS, n_pairs=1 << 63), "key-value count is 9223372036854775808"),
+    "2^63 tensors": (build(PAIRS, n_tensors=1 << 63), "tensor count is 9223372036854775808"),
+    "one key too many": (build(PAIRS, n_pairs=7), "name of key 6"),
+    "key length past the end": (
+        build((struct.pack("<Q", 1 << 62) + b"name", ARCH)),
+        "name of key 0 at offset 32 needs",
+    ),
+    "empty key": (build((pair(b"", U8, b"\0"), ARCH)), "empty name"),
+    "key not UTF-8": (build((pair(b"\xff\xfe", U8, b"\0"), ARCH)), "not UTF-8"),
+    "key with a control character": (
+        build((pair(b"a\x1bb", U8, b"\0"), ARCH)),
+        "control characters",
+    ),
+    "key with NUL": (build((pair(b"a\0b", U8, b"\0"), ARCH)), "control characters"),
+    "key twice": (build((ARCH, ARCH)), "occurs twice"),
+    "value type 13": (build((pair(b"k", 13, bytes(8)), ARCH)), "value type 13"),
+    "bool 7": (build((pair(b"k", BOOL, b"\x07"), ARCH)), "neither 0 nor 1"),
+    "bool 7 in an array": (build((array(b"k", BOOL, 2, b"\1\7"), ARCH)), "neither 0 nor 1"),
+    "string past the end": (
+        build((pair(b"k", STRING, struct.pack("<Q", 1 << 40)), ARCH)),
+        "value of key k",
+    ),
+    "array of 2^62 numbers": (build((array(b"k", U64, 1 << 62, b""), ARCH)), "4611686018427387904"),
+    "array of 2^62 strings": (build((array(b"k", STRING, 1 << 62, b""), ARCH)), "bytes remain"),
+    "array of bad type": (build((array(b"k", 77, 1, b""), ARCH)), "value type 77"),
+    "array string past the end": (
+        build((array(b"k", STRING, 1, struct.pack("<Q", 1 << 62)), ARCH)),
+        "value of key k",
+    ),
+    "arrays nested 2000 deep": (
+        build((array(b"k", ARRAY, 1, struct.pack("<IQ", ARRAY, 1) * 2000), ARCH)),
+        "deeper than",
+    ),
+    "alignment 0": (build((ARCH, alignment_key(0)), (ONE,), DATA), "alignment is 0"),
+    "alignment 3": (build((ARCH, alignment_key(3)), (ONE,), DATA), "alignment is 3"),
+    "alignment 2^31": (build((ARCH, alignment_key(1 << 31)), (ONE,), DATA), "2147483648"),
+    "alignment of the wrong type": (
+        build((ARCH, pair(b"general.alignment", U64, struct.pack("<Q", 32))), (ONE,), DATA),
+        "has type UINT64",
+    ),
+    "no dimensions": (build((ARCH,), (Info(b"a", (), F32, 0),), DATA), "0 dimensions"),
+    "five dimensions": (build((ARCH,), (Info(b"a", (1,) * 5, F32, 0),), DATA), "5 dimensions"),
+    "a dimension of 0": (build((ARCH,), (Info(b"a", (0, 4), F32, 0),), DATA), "shape (4, 0)"),
+    "a negative dimension": (
+        build((ARCH,), (Info(b"a", ((1 << 64) - 1,), F32, 0),), DATA),
+        "expected 1 to 2^63-1",
+    ),
+    "dimensions that wrap": (
+        build((ARCH,), (Info(b"a", (1 << 32, 1 << 32), F32, 0),), DATA),
+        "expected 1 to 2^63-1",
+    ),
+    "block bytes that wrap": (
+        build((ARCH,), (Info(b"a", (1 << 62,), F32, 0),), DATA),
+        "truncated",
+    ),
+    "unknown type": (build((ARCH,), (Info(b"a", (8,), 255, 0),), DATA), "unknown type 255"),
+    "removed type": (build((ARCH,), (Info(b"a", (8,), 4, 0),), DATA), "unknown type 4"),
+    "rows of half blocks": (build((ARCH,), (Info(b"a", (48,), Q8_0, 0),), DATA), "multiple of 32"),
+    "offset past the end": (
+        build((ARCH,), (ONE, Info(b"b", (8,), F32, 1 << 40)), DATA),
+        "leaves a hole",
+    ),
+    "offset near 2^64": (
+        build((ARCH,), (ONE, Info(b"b", (8,), F32, (1 << 64) - 32)), DATA),
+        "leaves a hole",
+    ),
+    "unaligned offset": (
+        build((ARCH,), (ONE, Info(b"b", (8,), F32, 36)), DATA),
+        "not a multiple of 32",
+    ),
+    "overlap": (build((ARCH,), (ONE, Info(b"b", (8,), F32, 0)), bytes(32)), "overlaps"),
+    "hole": (build((ARCH,), (ONE, Info(b"b", (8,), F32, 64)), bytes(96)), "leaves a hole"),
+    "tensor twice": (build((ARCH,), (ONE, ONE), bytes(64)), "occurs twice"),
+    "name of 64 bytes": (build((ARCH,), (Info(b"n" * 64, (8,), F32, 0),), DATA), "64 bytes"),
+    "name with NUL": (build((ARCH,), (Info(b"a\0", (8,), F32, 0),), DATA), "control characters"),
+    "empty tensor name": (build((ARCH,), (Info(b"", (8,), F32, 0),), DATA), "empty name"),
+    "data cut short": (GOOD[:-29], "truncated"),
+    "trailing bytes": (GOOD + b"\0", "1 bytes follow the last tensor"),
+    "bytes after no tensors": (build(PAIRS) + bytes(64), "follow the header"),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted(tmp_path: Path, name: str) -> None:
+    assert read_gguf(write(tmp_path / "f.gguf", ACCEPTED[name])).by_name["general.architecture"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tmp_path: Path, name: str) -> None:
+    data, message = REFUSED[name]
+    path = write(tmp_path / "f.gguf", data)
+    with pytest.raises((FormatError, UnsupportedError)) as caught:
+        read_gguf(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_header_cut_at_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "f.gguf"
+    for length in range(len(GOOD) - 28):
+        write(path, GOOD[:length])
+        with pytest.raises(FormatError):
+            read_gguf(path)
+    write(path, GOOD)
+    assert len(read_gguf(path).tensors) == 2
+
+
+def test_any_single_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.gguf"
+    for at in range(len(GOOD) - len(DATA)):
+        for value in (0x00, 0x7F, 0xFF):
+            write(path, GOOD[:at] + bytes([value]) + GOOD[at + 1 :])
+            try:
+                read_gguf(path)
+            except (FormatError, UnsupportedError):
+                continue
+
+
+def test_contents(tmp_path: Path) -> None:
+    gguf = read_gguf(write(tmp_path / "f.gguf", GOOD))
+    values = {key.name: key.value for key in gguf.keys}
+    assert values == {
+        "general.architecture": "test",
+        "n": 7,
+        "list": [0, 0, 0],
+        "names": ["x", ""],
+        "flags": [True, False],
+        "nested": ["<nested array 0>"],
+    }
+    assert gguf.by_name["names"].item_type is ValueType.STRING
+    assert [(ref.name, ref.dtype, ref.shape, ref.nbytes) for ref in gguf.tensors] == [
+        ("a.weight", "F32", (8,), 32),
+        ("b.weight", "Q8_0", (2, 32), 68),
+    ]
+    start = gguf.data_start
+    assert [ref.offset for ref in gguf.tensors] == [start, start + 32]
+    assert b"".join(key.encode() for key in gguf.keys) in GOOD
+
+
+def test_strings_longer_than_the_read_ahead(tmp_path: Path) -> None:
+    long = b"x" * 3_000_000
+    pairs = (array(b"names", STRING, 3, text(b"a") + text(long) + text(b"b")), u32(b"n", 1))
+    gguf = read_gguf(write(tmp_path / "f.gguf", build(pairs)))
+    assert gguf.by_name["names"].encoded_strings(3) == [b"a", long, b"b"]
+    assert gguf.by_name["n"].value == 1
+
+
+def test_unknown_types_can_be_listed(tmp_path: Path) -> None:
+    infos = (Info(b"a", (8,), 255, 0), Info(b"b", (8,), F32, 64))
+    gguf = read_gguf(
+        write(tmp_path / "f.gguf", build((ARCH,), infos, bytes(96))), unknown_types=True
+    )
+    assert [(ref.dtype, ref.nbytes) for ref in gguf.tensors] == [("type 255", 64), ("F32", 32)]
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
+def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "f.gguf"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    with pytest.raises(FormatError, match=r"f\.gguf: "):
+        read_gguf(path)
