@@ -49,7 +49,12 @@ class Plan:
 
     def header(self, digests: Mapping[Path, str]) -> bytes:
         """Everything before `data_start`, padding included."""
-        return _header(self.keys, self.slots, self.alignment, self.data_start, digests)
+        keys = self.resolved_keys(digests)
+        return _header(keys, self.slots, self.alignment, self.data_start)
+
+    def resolved_keys(self, digests: Mapping[Path, str]) -> tuple[KeyValue, ...]:
+        """The keys with `digests` filled in; a placeholder stands for those not there."""
+        return _resolved(self.keys, digests)
 
 
 def plan(keys: tuple[KeyValue | Digests, ...], tensors: tuple[Tensor, ...]) -> Plan:
@@ -59,7 +64,7 @@ def plan(keys: tuple[KeyValue | Digests, ...], tensors: tuple[Tensor, ...]) -> P
         if isinstance(key, KeyValue) and key.name == "general.alignment":
             alignment = int(key.value)
     unplaced = tuple(Slot(tensor, 0) for tensor in tensors)
-    data_start = len(_header(keys, unplaced, alignment, 0, {}))
+    data_start = len(_header(_resolved(keys, {}), unplaced, alignment, 0))
     slots = []
     offset = data_start
     for tensor in tensors:
@@ -72,16 +77,17 @@ def _padded(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
+def _resolved(
+    keys: tuple[KeyValue | Digests, ...], digests: Mapping[Path, str]
+) -> tuple[KeyValue, ...]:
+    return tuple(key.resolve(digests) if isinstance(key, Digests) else key for key in keys)
+
+
 def _header(
-    keys: tuple[KeyValue | Digests, ...],
-    slots: tuple[Slot, ...],
-    alignment: int,
-    data_start: int,
-    digests: Mapping[Path, str],
+    keys: tuple[KeyValue, ...], slots: tuple[Slot, ...], alignment: int, data_start: int
 ) -> bytes:
     parts = [struct.pack("<4sIQQ", MAGIC, FILE_VERSION, len(slots), len(keys))]
-    for key in keys:
-        parts.append((key.resolve(digests) if isinstance(key, Digests) else key).encode())
+    parts += (key.encode() for key in keys)
     for slot in slots:
         name, shape = slot.tensor.name.encode(), slot.tensor.shape
         parts.append(struct.pack(f"<Q{len(name)}sI", len(name), name, len(shape)))

@@ -40,7 +40,7 @@ def describe(
     """The provenance of `heads` when first paired with `base`. Base names only, no paths."""
     keys: list[KeyValue | Digests] = [
         string(f"{SOURCE}kind", heads.kind),
-        string(f"{SOURCE}name", Path(heads.origin).name),
+        string(f"{SOURCE}name", Path(heads.origin).absolute().name),
         strings(f"{SOURCE}files", [path.name for path in heads.weights]),
         Digests(f"{SOURCE}sha256", heads.weights),
         string(f"{SOURCE}converter", CONVERTER),
@@ -49,7 +49,7 @@ def describe(
         keys.append(string(f"{SOURCE}license", heads.license))
     keys += (
         string(f"{TARGET}kind", base.kind),
-        string(f"{TARGET}name", Path(base.origin).name),
+        string(f"{TARGET}name", Path(base.origin).absolute().name),
         string(f"{TARGET}architecture", str(base.value("general.architecture"))),
         u32(TARGET_SIZE, base_shape.hidden_size),
         u32(TARGET_VOCAB, base_shape.vocab_size),

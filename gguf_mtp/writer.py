@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gguf_mtp.encode import SOURCE_BYTES, Encoder
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, OutputError
 from gguf_mtp.output import OutputFile, check_output
 from gguf_mtp.plan import Plan, Slot
 from gguf_mtp.readers.gguf import read_gguf
@@ -66,7 +66,7 @@ def write_gguf(
                 if digest is not None:
                     digests[file] = digest
         output.write(memoryview(plan.header(digests)), 0)
-        _reread(plan, output.temp, path)
+        _reread(plan, digests, output.temp, path)
         output.sync()
         output.publish()
     return digests
@@ -85,13 +85,13 @@ def _reads(slot: Slot, file: Path) -> bool:
     return isinstance(slot.tensor.source, TensorRef) and slot.tensor.source.file == file
 
 
-def _reread(plan: Plan, temp: Path, path: Path) -> None:
+def _reread(plan: Plan, digests: dict[Path, str], temp: Path, path: Path) -> None:
     """Parse the finished file with the strict reader and compare it with the plan."""
     written = read_gguf(temp)
     found = [(ref.name, ref.dtype, ref.shape, ref.offset) for ref in written.tensors]
     meant = [(s.tensor.name, s.tensor.type.name, s.tensor.shape, s.offset) for s in plan.slots]
-    if found != meant or [key.name for key in written.keys] != [key.name for key in plan.keys]:
-        raise FormatError(f"{path}: the written file does not read back as planned")
+    if found != meant or written.keys != plan.resolved_keys(digests):
+        raise OutputError(f"{path}: the written file does not read back as planned")
 
 
 class _Pipeline:

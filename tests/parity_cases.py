@@ -11,7 +11,8 @@ FIXTURE = Path(__file__).resolve().parent / "fixtures" / "gemma4-tiny"
 
 @dataclass(frozen=True)
 class Case:
-    """`role` is target or drafter; `source` a kind of tiny checkpoint, or the trained fixture."""
+    """`role` is target or drafter; `source` a kind of tiny checkpoint, ``tokenizer`` for one whose
+    tokenizer is written otherwise, or ``fixture``, the trained pair."""
 
     role: str
     source: str
@@ -36,6 +37,7 @@ def cases() -> Iterator[Case]:
             yield Case("target", source, "bf16", outtype)
     for outtype in ("f32", "q8_0"):
         yield Case("drafter", "dense", "bf16", outtype)
+    yield Case("target", "tokenizer", "bf16", "bf16")
 
 
 def prepare(case: Case, directory: Path) -> Path:
@@ -43,6 +45,10 @@ def prepare(case: Case, directory: Path) -> Path:
     directory's name is part of the result."""
     if case.source == "fixture":
         return FIXTURE / case.role
+    if case.source == "tokenizer":
+        writer = tiny.write_target if case.role == "target" else tiny.write_drafter
+        tiny.vary_tokenizer(writer(directory))
+        return directory
     kind = next(kind for kind in tiny.KINDS if kind.name == case.source)
     if case.role == "drafter":
         return tiny.write_drafter(directory, kind, case.dtype)

@@ -138,6 +138,24 @@ def test_fsync_rename_fsync_in_that_order(
     assert calls.count("replace") == 1
 
 
+def test_a_file_that_does_not_read_back_is_not_published(
+    tmp_path: Path, tiny_target: Path, tiny_drafter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def flip(fd: int, data: Any, at: int) -> int:
+        # A byte of a tensor's name in the header, which is written last.
+        damaged = bytearray(data)
+        if at == 0:
+            damaged[damaged.index(b"output_norm")] ^= 1
+        return real(fd, damaged, at)
+
+    monkeypatch.setattr(os, "pwrite", flip)
+    with pytest.raises(OutputError, match="does not read back as planned"):
+        convert(tiny_target, tiny_drafter, tmp_path / "m.gguf")
+    assert listing(tmp_path) == []
+
+
 def test_preflight_names_needed_and_free(
     tmp_path: Path, tiny_target: Path, tiny_drafter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

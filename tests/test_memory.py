@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 import tiny
+from gguf_mtp.api import split
+from gguf_mtp.ggml import F32
+from gguf_mtp.model import Tensor, half_from_gguf, read_tensor
+from gguf_mtp.plan import plan
+from gguf_mtp.readers.gguf import read_gguf
 
 MEASURE = """
 import resource, sys
@@ -41,6 +46,27 @@ def sparse_target(directory: Path, wide: int) -> Path:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.truncate(8 + len(encoded) + offset)
     return directory
+
+
+def test_offsets_beyond_4_gib(tmp_path: Path, tiny_merged: Path) -> None:
+    """A merged file with six sparse GiB between base and heads: the heads come out the same."""
+    whole = half_from_gguf(read_gguf(tiny_merged))
+    first = next(i for i, item in enumerate(whole.tensors) if item.name.startswith("mtp."))
+    huge = Tensor("huge.weight", F32, (6 << 18, 1 << 10), b"")
+    tensors = (*whole.tensors[:first], huge, *whole.tensors[first:])
+    layout = plan(whole.keys, tensors)
+    path = tmp_path / "huge.gguf"
+    with path.open("wb") as file:
+        file.write(layout.header({}))
+        for slot in layout.slots:
+            if slot.tensor is not huge:
+                file.seek(slot.offset)
+                file.write(read_tensor(slot.tensor))
+        file.truncate(layout.total_bytes)
+    assert layout.slots[first + 1].offset > 6 << 30
+    split(path, None, tmp_path / "h.gguf")
+    split(tiny_merged, None, tmp_path / "h2.gguf")
+    assert (tmp_path / "h.gguf").read_bytes() == (tmp_path / "h2.gguf").read_bytes()
 
 
 def peak(base: Path, heads: Path, out: Path, outtype: str) -> int:

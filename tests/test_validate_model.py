@@ -55,12 +55,7 @@ N_PREDICT = 32
 CONTEXT = ContextOptions(n_ctx=512)
 # CPU kernels as plain as they come: what is under test is not the repacked ones.
 PLAIN_CPU = ModelOptions(device="cpu", repack=False)
-# Texts the pair finds neither trivial nor hopeless, so that rounds of every length occur.
-PROMPTS = [
-    prompt
-    for prompt in load_prompts(["python"])
-    if prompt.id in ("python-03", "python-10", "python-23")
-]
+PROMPTS = load_prompts(["python"])[1:4]
 TEXTS = [prompt.text for prompt in PROMPTS]
 
 
@@ -479,8 +474,8 @@ def changed_by_one_weight(path: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "two.jsonl"
-    path.write_text("".join(json.dumps({"id": p.id, "text": p.text}) + "\n" for p in PROMPTS[:2]))
+    path = tmp_path_factory.mktemp("prompts") / "three.jsonl"
+    path.write_text("".join(json.dumps({"id": p.id, "text": p.text}) + "\n" for p in PROMPTS))
     return path
 
 

@@ -282,6 +282,34 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text("{{ bos_token }}\n{{ messages }}\n")
 
 
+def vary_tokenizer(directory: Path) -> None:
+    """Say the same in other ways that Hugging Face allows, with added tokens behind the rest."""
+    tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for special, old in ((True, VOCAB_SIZE - 2), (False, VOCAB_SIZE - 1)):
+        text = next(text for text, number in vocab.items() if number == old)
+        del vocab[text]
+        merges = [merge for merge in tokenizer["model"]["merges"] if "".join(merge) != text]
+        tokenizer["model"]["merges"] = merges
+        entry = {"id": old, "content": f"<added-{old}>", **plain, "special": special}
+        tokenizer["added_tokens"].append(entry)
+    write_json(directory / "tokenizer.json", tokenizer)
+    bos = {"content": "<bos>", **plain, "__type": "AddedToken"}
+    settings = {
+        "tokenizer_class": "GemmaTokenizer",
+        "bos_token": bos,
+        "eos_token": "<eos>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "image_token": "<|turn>",
+        "model_specific_special_tokens": {"escape_token": '<|"|>'},
+        "additional_special_tokens": [f"<added-{VOCAB_SIZE - 2}>"],
+        "chat_template": "from the settings",
+    }
+    write_json(directory / "tokenizer_config.json", settings)
+
+
 def _fill(shapes: dict[str, tuple[int, ...]], dtype: str) -> Tensors:
     name = DTYPES[dtype]
     return {key: (name, shape, noise(key, shape, name)) for key, shape in sorted(shapes.items())}

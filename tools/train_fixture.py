@@ -88,13 +88,15 @@ class Stages:
     def drafter(
         self, tok: GemmaTokenizer, base: Gemma4ForCausalLM, stream: np.ndarray, own: np.ndarray
     ) -> Gemma4AssistantForCausalLM:
-        """Train the drafter; returns it in float32 with its weights rounded to bfloat16."""
-        directory = self.work / "drafter"
-        if not directory.exists():
-            model = drafter.new_model(base)
-            figures = drafter.train(model, base, stream, own, tok.bos_token_id)
-            self.save(model, tok, directory, figures)
-        return Gemma4AssistantForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        """Train the drafter in two phases; returns it with its weights rounded to bfloat16."""
+        model = drafter.new_model(base)
+        for phase, name in ((drafter.LEARN, "drafter-learned"), (drafter.REFINE, "drafter")):
+            directory = self.work / name
+            if not directory.exists():
+                figures = drafter.train(model, base, stream, own, tok.bos_token_id, phase)
+                self.save(model, tok, directory, figures)
+            model = Gemma4AssistantForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        return model
 
     def save(
         self,
@@ -110,7 +112,7 @@ class Stages:
             bos_token_id=tok.bos_token_id,
             eos_token_id=[tok.eos_token_id, tok.convert_tokens_to_ids("<turn|>")],
             pad_token_id=tok.pad_token_id,
-            **({"num_assistant_tokens": 3} if directory.name == "drafter" else {}),
+            **({"num_assistant_tokens": 3} if directory.name != "target" else {}),
         )
         partial = directory.with_suffix(".partial")
         model.to(torch.bfloat16).save_pretrained(partial)

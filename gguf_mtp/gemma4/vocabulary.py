@@ -83,17 +83,17 @@ def vocabulary(checkpoint: Checkpoint, vocab_size: int) -> list[KeyValue]:
     if unknown:
         raise FormatError(f"{where}: special token {unknown[0]!a} is not in the vocabulary")
     plan = _special_plan(checkpoint, tokenizer, settings, added, len(tokens))
+    types = [_token_type(token, specials) for token in tokens]
+    for text, number in added.items():
+        if number >= len(model["vocab"]) and text not in specials | VISIBLE:
+            types[number] = USER_DEFINED
     keys = {
         key.name: key
         for key in (
             string("tokenizer.ggml.model", "gemma4"),
             strings("tokenizer.ggml.tokens", tokens),
             array("tokenizer.ggml.scores", ValueType.FLOAT32, [SCORE] * len(tokens)),
-            array(
-                "tokenizer.ggml.token_type",
-                ValueType.INT32,
-                [_token_type(token, specials) for token in tokens],
-            ),
+            array("tokenizer.ggml.token_type", ValueType.INT32, types),
             *_merges(where, model),
             *(u32(ID_KEYS[kind], number) for kind, number in plan.ids.items()),
             *(boolean(ADD_KEYS[kind], flag) for kind, flag in plan.add.items()),

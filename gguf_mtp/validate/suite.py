@@ -294,7 +294,7 @@ def _verdicts(
         L1: (measured.unverified, mtp_tokens, "same batch shapes"),
         L2: (differing, mtp_tokens, "plain greedy"),
         L3: (beyond, mtp_tokens, f"margin <= {noise:.2g}"),
-        DRAFTS: (measured.misdrafted, drafted, "drafted again from the text"),
+        DRAFTS: (measured.misdrafted, drafted, "drafted again"),
         BASE: None if base is None else (*base, "logits bits"),
     }
     for tier in TIERS:

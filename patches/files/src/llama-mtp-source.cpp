@@ -20,7 +20,7 @@ const char * const MTP_KEY_SHARED  = "mtp.tokenizer.shared";
 const uint32_t MTP_FORMAT_VERSION = 1;
 
 // under "mtp." but about the merged file, not keys of the drafter
-const char * const MTP_FILE_KEYS[] = { "mtp.format.", "mtp.source.", "mtp.target.", MTP_KEY_SHARED };
+const char * const MTP_FILE_KEYS[] = { "mtp.format.", "mtp.source.", "mtp.target.", MTP_KEY_SHARED, "mtp.tokenizer.positions" };
 
 bool mtp_has_prefix(const std::string & s, const char * prefix) {
     return s.compare(0, std::strlen(prefix), prefix) == 0;
