@@ -4,8 +4,8 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from gguf_mtp.closing import Closing
 from gguf_mtp.errors import FormatError
 
 
@@ -22,7 +22,7 @@ class TensorRef:
     nbytes: int
 
 
-class SourceFile:
+class SourceFile(Closing):
     """An open regular file of known size; every read is checked against it.
 
     Raises FormatError when the path is no readable regular file, or when fewer bytes come back
@@ -41,17 +41,6 @@ class SourceFile:
             raise FormatError(f"{path}: not a regular file")
         self.size = status.st_size
         self._identity = _identity(status)
-
-    def __enter__(self) -> "SourceFile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         os.close(self.fd)

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gguf_mtp.closing import Closing
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.library import Library
 
@@ -52,7 +52,7 @@ class ContextOptions:
     flash_attn: str = "auto"
 
 
-class Model:
+class Model(Closing):
     """A loaded model; use as a context manager, or `close` it after its contexts."""
 
     def __init__(self, library: Library, address: Any, path: Path, options: ModelOptions) -> None:
@@ -160,19 +160,8 @@ class Model:
             self.library.api.llama_model_free(self._address)
             self._address = None
 
-    def __enter__(self) -> Model:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Context:
+class Context(Closing):
     """One sequence of one model: decodes tokens at given positions and gives rows back.
 
     With `target`, a drafter's context that reads the target's KV cache (``ctx_other``).
@@ -306,17 +295,6 @@ class Context:
         if self._address is not None:
             self.library.api.llama_free(self._address)
             self._address = None
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Batch:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from gguf_mtp.closing import Closing
 from gguf_mtp.errors import PairingError, RuntimeUnavailable
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
@@ -15,7 +15,7 @@ from gguf_mtp.runtime.speculative import MtpDrafter, SpeculativeLoop
 
 
 @dataclass(frozen=True)
-class PairContexts:
+class PairContexts(Closing):
     """A target's context and the drafter's that reads its cache; closed together."""
 
     target: Context
@@ -30,20 +30,9 @@ class PairContexts:
         self.drafter.close()
         self.target.close()
 
-    def __enter__(self) -> PairContexts:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Closing):
     """A base model and its heads; use as a context manager."""
 
     base: Model
@@ -69,17 +58,6 @@ class Pair:
         """Free both models, the heads first."""
         self.heads.close()
         self.base.close()
-
-    def __enter__(self) -> Pair:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_pair(
