@@ -302,7 +302,7 @@ def test_acceptance_is_that_of_the_reference(files: Files, library: Library) -> 
     """The same loop in transformers, over the same prompts; texts part at near ties."""
     require_patches(library)
     figures = json.loads((FIXTURE / "acceptance.json").read_text())
-    expected = figures["greedy, ordered head"]["n_max 3"]
+    expected = figures["greedy"]["n_max_3"]
     with (
         open_pair(merged=files.merged, library=library, options=PLAIN_CPU) as one,
         one.contexts(CONTEXT) as contexts,
