@@ -15,7 +15,16 @@ import sys
 from pathlib import Path
 
 from llamacpp import build, series, source
-from llamacpp.pin import COMMIT, PACKAGE, PACKAGE_VERSION, REPO, SetupError, cache_dir, record_path
+from llamacpp.pin import (
+    COMMIT,
+    PACKAGE,
+    PACKAGE_VERSION,
+    REPO,
+    SetupError,
+    cache_dir,
+    read_record,
+    record_path,
+)
 
 # Variant -> (is it patched, CMake flags). `exact` has CPU kernels whose F32 result does not depend
 # on the batch width; `stock` is the unpatched library, which tests compare with.
@@ -61,7 +70,8 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         wanted = targets if patched else STOCK_TARGETS
         # The comparison variants are about the CPU's kernels.
         chosen = backend if variant == "default" else build.choose_backend("cpu")
-        out = tree / f"build-mtp-{chosen.name}-{variant}"  # a name that llama.cpp's .gitignore covers
+        # llama.cpp's .gitignore covers names like this.
+        out = tree / f"build-mtp-{chosen.name}-{variant}"
         _say(f"{variant}: {tree} ({chosen.name})")
         build.configure(tree, out, chosen, (*flags, *options.cmake_flag))
         build.compile_targets(out, wanted, options.jobs, f"build {variant}")
@@ -73,6 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "patches": digest,
         "backend": backend.name,
         **_dirs(dirs["default"]),
+        **_earlier_variants(digest),
         **{name: _dirs(path) for name, path in dirs.items() if name != "default"},
     }
     path = record_path()
@@ -82,6 +93,17 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     os.replace(scratch, path)
     _link(REPO / "build" / "llama.cpp", dirs["default"].parent)
     return record
+
+
+def _earlier_variants(digest: str) -> dict[str, object]:
+    """Variants that an earlier run of the same series built: this one does not take them away."""
+    try:
+        record = read_record()
+    except SetupError:
+        return {}
+    if record.get("patches") != digest:
+        return {}
+    return {name: record[name] for name in VARIANTS if name in record}
 
 
 def _dirs(bin_dir: Path) -> dict[str, str]:
