@@ -115,7 +115,7 @@ def cli_answer(*arguments: str | Path, prompt: str) -> tuple[str, str]:
     """What llama-cli answers to one message, and its log."""
     # fmt: off
     command = [str(programs("exact") / "llama-cli"), *map(str, arguments), *THREADS, *GREEDY,
-               "-c", "1024", "-n", str(N_PREDICT), "--single-turn", "--simple-io",
+               "-c", "1024", "-n", str(N_PREDICT), "--ignore-eos", "--single-turn", "--simple-io",
                "--no-show-timings", "-lv", "4", "-p", prompt]
     # fmt: on
     result = subprocess.run(
@@ -132,7 +132,7 @@ def cli_answer(*arguments: str | Path, prompt: str) -> tuple[str, str]:
     return answer, result.stderr
 
 
-@pytest.mark.parametrize("prompt", PROMPTS[:8], ids=lambda p: p.id)
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.id)
 def test_cli_gives_one_text(files: Files, prompt: Prompt) -> None:
     mtp, mtp_log = cli_answer("-m", files.merged, prompt=prompt.text)
     off, off_log = cli_answer("-m", files.merged, "--spec-type", "none", prompt=prompt.text)
