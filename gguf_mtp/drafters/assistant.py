@@ -30,7 +30,7 @@ from gguf_mtp.gemma4.keys import (
 )
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype
 from gguf_mtp.gemma4.shape import ModelShape, read_shape
-from gguf_mtp.gemma4.target import architecture, converted, match_tensors
+from gguf_mtp.gemma4.target import architecture, converted, match_tensors, require_tensors
 from gguf_mtp.gemma4.tensors import Expected, block_shapes, named
 from gguf_mtp.gemma4.vocabulary import has_tokenizer, vocabulary
 from gguf_mtp.ggml import F32, Q8_0, GgmlType
@@ -227,13 +227,7 @@ def _check_tensors(half: Half, shape: ModelShape) -> None:
         shapes = block_shapes(width, query, head_dim, shape.feed_forward[layer])
         expected |= {item.name: item.shape for item in named(layer, shapes)}
     found = half.tensor_by_name
-    missing = [name for name in expected if name not in found]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FormatError(
-            f"{half.origin}: tensor {missing[0]}{more} is missing, "
-            f"found {len(found)} of {len(expected)} or more"
-        )
+    require_tensors(half.origin, list(expected), found)
     for name, dims in expected.items():
         if found[name].shape != dims:
             raise FormatError(

@@ -1,6 +1,7 @@
 """A Gemma 4 target checkpoint as the GGUF model that llama.cpp's converter makes of it."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.config import read_text_config
@@ -68,6 +69,16 @@ def _text_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
     return found
 
 
+def require_tensors(where: Path | str, needed: Sequence[str], found: Container[str]) -> None:
+    """Raise FormatError, naming the first, when a tensor `needed` is not among those `found`."""
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise FormatError(
+            f"{where}: found {len(needed) - len(missing)} of {len(needed)} expected tensors, "
+            f"first missing: {missing[0]}"
+        )
+
+
 def match_tensors(
     checkpoint: Checkpoint, found: dict[str, TensorRef], expected: Iterable[Expected]
 ) -> list[tuple[Expected, TensorRef]]:
@@ -77,10 +88,7 @@ def match_tensors(
     not expected at all.
     """
     table = {item.hf_name: item for item in expected}
-    missing = [name for name, item in table.items() if item.required and name not in found]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FormatError(f"{checkpoint.path}: tensor {missing[0]}{more} is missing")
+    require_tensors(checkpoint.path, [n for n, item in table.items() if item.required], found)
     pairs = []
     for name, ref in found.items():
         item = table.get(name)
