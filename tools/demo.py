@@ -69,7 +69,9 @@ def main() -> int:
     table.add_row("drafts accepted", "-", f"{mtp.accepted}/{mtp.drafted}")
     table.add_row("text", "", "the same" if same else "[red]differs[/red]")
     console.print(table)
-    console.print("(MTP saves reading weights; this model's fit the CPU's cache: it shows equality)")
+    console.print(
+        "(MTP saves reading weights; this model's fit the CPU's cache: it shows equality)"
+    )
 
     console.rule("3  proof", align="left")
     # fmt: off
