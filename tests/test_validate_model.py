@@ -676,6 +676,7 @@ def test_heads_for_another_base_are_refused(
 # --- the recorded builds, each in a process of its own ----------------------------------------
 
 
+@pytest.mark.usefixtures("library")  # skips where there are no bindings
 @pytest.mark.parametrize("exact", [False, True])
 def test_recorded_builds_say_what_holds(exact: bool, merged_f16: Path, prompt_file: Path) -> None:
     """Default kernels round by batch shape and so claim no L2; the exact build always does."""
