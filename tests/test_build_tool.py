@@ -69,8 +69,9 @@ def test_a_failed_build_names_the_first_error_and_the_log(tmp_path: Path) -> Non
         (["[1/4] a", "[2/4] b", "[4/4] c"], ["20 %", "50 %", "100 %"]),
         (["[  7%] a", "[ 10%] b", "[ 12%] c"], ["0 %", "10 %"]),
         (["no progress here"], []),
+        (["[2/2] inner", "[1/9] a", "[1/2] inner", "[9/9] b"], ["100 %", "10 %", "100 %"]),
     ],
-    ids=["ninja", "make", "neither"],
+    ids=["ninja", "make", "neither", "one within another"],
 )
 def test_progress_is_read_from_ninja_and_make(
     lines: list[str], shown: list[str], capsys: pytest.CaptureFixture[str]

@@ -136,13 +136,19 @@ class _Meter:
         self.label = label
         self.live = sys.stderr.isatty()
         self.shown = -1
+        self.total = 0
 
     def see(self, line: str) -> None:
         match = re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line)
         if match is None:
             return
-        done = int(match.group(1))
-        percent = 100 * done // int(match.group(2)) if match.group(2) else done
+        done, total = int(match.group(1)), int(match.group(2) or 100)
+        # The shader generator's build runs inside and counts for itself: the larger one is ours.
+        if total > self.total:
+            self.total, self.shown = total, -1
+        if total < self.total:
+            return
+        percent = 100 * done // total
         # A log gets a line for every tenth, a terminal one line that changes.
         step = percent if self.live else percent // 10 * 10
         if step > self.shown:
