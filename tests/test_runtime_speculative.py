@@ -21,6 +21,7 @@ from gguf_mtp.runtime.speculative import (
     margin,
 )
 from gguf_mtp.validate.tiers import compare_runs, measure_invariance, near_ties, replay
+from mutants import AcceptsOneTooMany, ForgetsRollback, RollsBackOneTooFew
 
 PROMPT = (3, 1, 4, 1, 5)
 N = 24
@@ -86,21 +87,6 @@ def test_what_does_not_fit_the_context_is_refused() -> None:
         decode_plainly(fake_context(), (), 10)
     with pytest.raises(ValueError, match="n_max"):
         SpeculativeLoop(fake_context(), oracle(), 0)
-
-
-class ForgetsRollback(SpeculativeLoop):
-    def _roll_back(self, position: int, accepted: int, width: int) -> int:
-        return position + width
-
-
-class RollsBackOneTooFew(SpeculativeLoop):
-    def _roll_back(self, position: int, accepted: int, width: int) -> int:
-        return super()._roll_back(position, min(accepted + 1, width - 1), width)
-
-
-class AcceptsOneTooMany(SpeculativeLoop):
-    def _accept(self, drafted: Sequence[int], verified: Verified) -> int:
-        return min(super()._accept(drafted, verified) + 1, len(drafted))
 
 
 @pytest.mark.parametrize("mutant", [ForgetsRollback, RollsBackOneTooFew, AcceptsOneTooMany])

@@ -48,6 +48,7 @@ from gguf_mtp.validate.tiers import (
     redraft,
     replay,
 )
+from mutants import AcceptsOneTooMany, ForgetsRollback, RollsBackOneTooFew
 
 FIXTURE = Path(__file__).parent / "fixtures" / "gemma4-tiny"
 N_MAX = 3
@@ -371,27 +372,6 @@ def test_acceptance_is_that_of_the_reference(files: Files, library: Library) -> 
 
 
 # --- mutants --------------------------------------------------------------------------------
-
-
-class ForgetsRollback(SpeculativeLoop):
-    """Goes on behind the rejected drafts."""
-
-    def _roll_back(self, position: int, accepted: int, width: int) -> int:
-        return position + width
-
-
-class RollsBackOneTooFew(SpeculativeLoop):
-    """Leaves the first rejected draft in the cache."""
-
-    def _roll_back(self, position: int, accepted: int, width: int) -> int:
-        return super()._roll_back(position, min(accepted + 1, width - 1), width)
-
-
-class AcceptsOneTooMany(SpeculativeLoop):
-    """Emits the first draft that the target did not choose."""
-
-    def _accept(self, drafted: Sequence[int], verified: Verified) -> int:
-        return min(super()._accept(drafted, verified) + 1, len(drafted))
 
 
 class ReadsTheNextRow(SpeculativeLoop):
