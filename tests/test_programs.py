@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from demo import same_text
 from gguf_mtp import api
 from gguf_mtp.merged import heads_from_gguf
 from gguf_mtp.plan import plan
@@ -63,12 +64,6 @@ def mtp_server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert USES_HEADS in log.read_text()
 
 
-def common_prefix(a: str, b: str) -> bool:
-    """Whether one begins the other: a last round may end a few tokens past the number asked."""
-    n = min(len(a), len(b))
-    return n > 0 and a[:n] == b[:n]
-
-
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.id)
 def test_speculative_simple_gives_one_text(files: Files, prompt: Prompt) -> None:
     exact = programs("exact")
@@ -81,8 +76,8 @@ def test_speculative_simple_gives_one_text(files: Files, prompt: Prompt) -> None
     assert one_file.figure("n_accept") > 0
     assert USES_HEADS not in plain.log
     assert plain.figure("n_drafted") == 0
-    assert common_prefix(one_file.text, plain.text)
-    assert common_prefix(two_files.text, plain.text)
+    assert same_text(one_file.text, plain.text)
+    assert same_text(two_files.text, plain.text)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.id)
@@ -99,7 +94,7 @@ def test_server_gives_the_text_of_speculative_simple(mtp_server: Server, files: 
     prompt = PROMPTS[0].text
     served = prompt + mtp_server.complete(prompt, N_PREDICT)["content"]
     alone = speculative_simple(programs("exact"), "-m", files.merged, prompt=prompt)
-    assert common_prefix(served.strip(), alone.text.removeprefix("<bos>").strip())
+    assert same_text(served.strip(), alone.text.removeprefix("<bos>").strip())
 
 
 def test_server_turns_it_off_on_request(files: Files, tmp_path: Path) -> None:
@@ -151,7 +146,7 @@ def test_split_halves_run_on_an_unpatched_build(files: Files, prompt: Prompt) ->
         # Upstream's program may end before its logger has written the last lines.
         if "n_accept" in stock.log:
             break
-    assert common_prefix(stock.text, ours.text)
+    assert same_text(stock.text, ours.text)
     assert stock.figure("n_accept") == ours.figure("n_accept") > 0
 
 

@@ -646,13 +646,9 @@ class StubModel:
 def test_heads_for_another_base_are_refused(
     library: Library,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
     heads: dict[str, int],
     message: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("b", "h"):
-        Path(name).touch()
     stubs = {Path("b"): StubModel(Path("b")), Path("h"): StubModel(Path("h"), **heads)}
     monkeypatch.setattr(Model, "open", lambda _library, path, _options: stubs[path])
     with pytest.raises(PairingError) as caught:

@@ -59,7 +59,7 @@ def main() -> int:
     console.rule("2  the patched llama.cpp runs it", align="left")
     plain = decode(program, "--spec-type", "none")
     mtp = decode(program)
-    same = common_prefix(plain.text, mtp.text)
+    same = same_text(plain.text, mtp.text)
     console.print(f"\n[dim]{PROMPT}[/dim]{mtp.text}\n", markup=True)
 
     table = Table(box=None, pad_edge=False)
@@ -117,7 +117,7 @@ def figure(log: str, pattern: str) -> float:
     return float(match.group(1))
 
 
-def common_prefix(a: str, b: str) -> bool:
+def same_text(a: str, b: str) -> bool:
     """Whether one text begins the other: a round may end a few tokens past the number asked for."""
     n = min(len(a), len(b))
     return n > 0 and a[:n] == b[:n]

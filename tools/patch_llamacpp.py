@@ -64,9 +64,12 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     digest = series.digest()
 
     dirs: dict[str, Path] = {}
+    trees: dict[bool, Path] = {}  # by whether it is patched: variants share a tree
     for variant in ["default", *(options.variant or [])]:
         patched, flags = VARIANTS[variant]
-        tree = _tree(options.tree, digest, patched)
+        if patched not in trees:
+            trees[patched] = _tree(options.tree, digest, patched)
+        tree = trees[patched]
         wanted = targets if patched else STOCK_TARGETS
         # The comparison variants are about the CPU's kernels.
         chosen = backend if variant == "default" else build.choose_backend("cpu")

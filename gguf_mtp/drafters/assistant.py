@@ -30,7 +30,7 @@ from gguf_mtp.gemma4.keys import (
 )
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype
 from gguf_mtp.gemma4.shape import ModelShape, read_shape
-from gguf_mtp.gemma4.target import architecture, converted, match_tensors, require_tensors
+from gguf_mtp.gemma4.target import converted, match_tensors, require_architecture, require_tensors
 from gguf_mtp.gemma4.tensors import Expected, block_shapes, named
 from gguf_mtp.gemma4.vocabulary import has_tokenizer, vocabulary
 from gguf_mtp.ggml import F32, Q8_0, GgmlType
@@ -70,12 +70,7 @@ def assistant_from_checkpoint(
     Raises FormatError and UnsupportedError, naming file and field.
     """
     where = checkpoint.path / "config.json"
-    found = architecture(checkpoint)
-    if found not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"{where}: architecture {found!r} is not a Gemma 4 drafter, "
-            f"expected one of {ARCHITECTURES}"
-        )
+    require_architecture(checkpoint, ARCHITECTURES, "a Gemma 4 drafter")
     values = checkpoint.config.get("text_config")
     if not isinstance(values, dict):
         raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])

@@ -19,14 +19,19 @@ ARCH = "gemma4"
 ARCHITECTURES = ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration")
 
 
-def architecture(checkpoint: Checkpoint) -> str:
-    """The single entry of config.json's ``architectures``."""
+def require_architecture(checkpoint: Checkpoint, accepted: tuple[str, ...], what: str) -> None:
+    """Raise unless config.json's ``architectures`` is one of `accepted`, the names of `what`.
+
+    FormatError where it is not one name, UnsupportedError where it is another one.
+    """
+    where = checkpoint.path / "config.json"
     value = checkpoint.config.get("architectures")
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
-        raise FormatError(
-            f"{checkpoint.path / 'config.json'}: architectures is {value!a}, expected one name"
+        raise FormatError(f"{where}: architectures is {value!a}, expected one name")
+    if value[0] not in accepted:
+        raise UnsupportedError(
+            f"{where}: architecture {value[0]!r} is not {what}, expected one of {accepted}"
         )
-    return value[0]
 
 
 def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
@@ -35,12 +40,7 @@ def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
     Raises FormatError and UnsupportedError, naming file and field.
     """
     where = checkpoint.path / "config.json"
-    found = architecture(checkpoint)
-    if found not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"{where}: architecture {found!r} is not a Gemma 4 base model, "
-            f"expected one of {ARCHITECTURES}"
-        )
+    require_architecture(checkpoint, ARCHITECTURES, "a Gemma 4 base model")
     values = checkpoint.config.get("text_config", checkpoint.config)
     if not isinstance(values, dict):
         raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])

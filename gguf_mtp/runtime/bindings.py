@@ -74,14 +74,14 @@ class Model(Closing):
     @classmethod
     def open_heads(cls, library: Library, path: Path, options: ModelOptions) -> Model:
         """Load the MTP heads inside a merged file (patched library only)."""
-        if not library.has_heads(path):
-            raise RuntimeUnavailable(f"{path}: not a merged file (it carries no MTP heads)")
         return cls._open(library, path, options, heads=True)
 
     @classmethod
     def _open(cls, library: Library, path: Path, options: ModelOptions, heads: bool) -> Model:
         if not path.is_file():
             raise RuntimeUnavailable(f"{path}: no such file")
+        if heads and not library.has_heads(path):
+            raise RuntimeUnavailable(f"{path}: not a merged file (it carries no MTP heads)")
         params, _keep_alive = _model_params(library, options)
         library.log.clear()
         address = (
@@ -281,10 +281,6 @@ class Context(Closing):
             raise self.library.failure(
                 f"{self.model.path}: the KV cache cannot be cut at position {n_tokens}"
             )
-
-    def end_position(self) -> int:
-        """Return the position that follows the last one in the cache."""
-        return int(self.library.api.llama_memory_seq_pos_max(self._memory, 0)) + 1
 
     def clear(self) -> None:
         """Empty the cache."""

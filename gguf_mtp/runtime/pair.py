@@ -74,9 +74,6 @@ def open_pair(
     RuntimeUnavailable where a file or the library does not serve, and PairingError where
     heads are for another base.
     """
-    for path in (merged, base, heads):
-        if path is not None and not path.is_file():
-            raise RuntimeUnavailable(f"{path}: no such file")
     library = library or load_library()
     options = options or ModelOptions()
     with ExitStack() as stack:
@@ -97,7 +94,7 @@ def open_pair(
 
 def _require_head_support(library: Library, heads: Path) -> None:
     """Refuse what would take the process down: stock llama.cpp crashes on an ordered head."""
-    if library.is_patched:
+    if library.is_patched or not heads.is_file():
         return
     if any(tensor.name.startswith("masked_embd_") for tensor in read_gguf(heads).tensors):
         raise RuntimeUnavailable(
