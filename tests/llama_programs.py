@@ -38,12 +38,18 @@ def programs(variant: str) -> Path:
     return Path(chosen["bin_dir"])
 
 
+# On a model this small drafting may not pay, and what pays is a matter of the clock: always draft,
+# unless it is the choice that is tested. A stock build does not know the variable.
+FIXED_DEPTH = {"LLAMA_ARG_SPEC_DRAFT_AUTO_DEPTH": "off"}
+
+
 @dataclass(frozen=True)
 class Output:
     """What one run of llama-speculative-simple said."""
 
     text: str
     log: str
+    stats: dict[str, Any]
 
     def figure(self, name: str) -> int:
         """An integer the program reports, such as ``n_accept``."""
@@ -53,16 +59,34 @@ class Output:
 
 
 def speculative_simple(
-    bin_dir: Path, *arguments: str | Path, prompt: str, n_predict: int = 64
+    bin_dir: Path,
+    *arguments: str | Path,
+    prompt: str,
+    n_predict: int = 64,
+    program: str = "llama-speculative-simple",
+    stats: Path | None = None,
 ) -> Output:
-    """Run llama-speculative-simple greedily; fails the test when it does."""
+    """Run llama-speculative-simple, or `program`, greedily; fails the test when it does.
+
+    With `stats`, a path to use, the patched programs' statistics are read as well.
+    """
     # fmt: off
-    command = [str(bin_dir / "llama-speculative-simple"), *map(str, arguments), *THREADS, *GREEDY,
-               "-n", str(n_predict), "-c", "1024", "-p", prompt]
+    command = [str(bin_dir / program), *THREADS, *GREEDY, "-n", str(n_predict), "-c", "1024",
+               *map(str, arguments), "-p", prompt]
     # fmt: on
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+    if stats is not None:
+        command += ["--spec-stats", str(stats)]
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        env=os.environ | FIXED_DEPTH,
+    )
     assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
-    return Output(result.stdout.strip(), result.stderr)
+    figures = {} if stats is None else json.loads(stats.read_text())
+    return Output(result.stdout.strip(), result.stderr, figures)
 
 
 class Server:
@@ -82,29 +106,27 @@ class Server:
             reply: dict[str, Any] = json.load(answer)
         return reply
 
-    def complete(self, prompt: str, n_predict: int) -> dict[str, Any]:
-        """Greedy completion; the answer has ``tokens`` and ``timings``."""
-        return self.post(
-            "/completion",
-            prompt=prompt,
-            n_predict=n_predict,
-            temperature=0,
-            cache_prompt=False,
-            return_tokens=True,
-        )
+    def complete(self, prompt: str, n_predict: int, **sampling: Any) -> dict[str, Any]:
+        """Completion, greedy unless `sampling` differs; the answer has ``tokens``, ``timings``."""
+        fixed = {"cache_prompt": False, "return_tokens": True}
+        body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, **fixed, **sampling}
+        return self.post("/completion", **body)
 
 
 @contextmanager
-def server(bin_dir: Path, *arguments: str | Path, log: Path) -> Iterator[Server]:
+def server(bin_dir: Path, *arguments: str | Path, log: Path, slots: int = 1) -> Iterator[Server]:
     """Start llama-server on a free local port and stop it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # fmt: off
-    command = [str(bin_dir / "llama-server"), *map(str, arguments), *THREADS, "-c", "1024",
-               "-np", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(bin_dir / "llama-server"), *map(str, arguments), *THREADS, "-c", f"{1024*slots}",
+               "-np", str(slots), "--host", "127.0.0.1", "--port", str(port)]
     # fmt: on
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | FIXED_DEPTH) as process,
+    ):
         try:
             _wait_until_ready(process, port, log)
             yield Server(port)

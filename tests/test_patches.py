@@ -61,14 +61,11 @@ def test_a_patch_says_what_it_does_and_when_it_can_go(patch: Path) -> None:
         assert re.search(rf"^{field}: \S", header, re.MULTILINE), f"{patch.name}: no {field}"
 
 
-def test_hunks_are_call_sites_only() -> None:
-    added = [
-        line
-        for patch in series.series()
-        for line in patch.read_text().splitlines()
-        if line.startswith("+") and not line.startswith("+++")
-    ]
-    assert len(added) < 80
+@pytest.mark.parametrize("patch", series.series(), ids=lambda p: p.name)
+def test_hunks_are_call_sites_only(patch: Path) -> None:
+    lines = patch.read_text().splitlines()
+    added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
+    assert len(added) < 100
 
 
 def test_applies_and_then_again_without_change(tree: Path) -> None:

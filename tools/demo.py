@@ -30,6 +30,8 @@ N_PREDICT = 96
 
 # A model this small spends longer handing work to a second thread than doing it.
 RUN_FLAGS = ["--temp", "0", "-n", str(N_PREDICT), "-t", "1", "-td", "1", "-c", "1024"]
+# Nor need drafting pay: without this, the programs may find that it does not, and stop.
+DRAFT_FLAGS = ["--no-spec-draft-auto-depth"]
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -58,7 +60,7 @@ def main() -> int:
 
     console.rule("2  the patched llama.cpp runs it", align="left")
     plain = decode(program, "--spec-type", "none")
-    mtp = decode(program)
+    mtp = decode(program, *DRAFT_FLAGS)
     same = same_text(plain.text, mtp.text)
     console.print(f"\n[dim]{PROMPT}[/dim]{mtp.text}\n", markup=True)
 

@@ -15,6 +15,7 @@ from llamacpp.pin import SetupError, cache_dir
 
 TARGETS = (
     "llama-speculative-simple",
+    "llama-speculative",
     "llama-cli",
     "llama-server",
     "llama-quantize",

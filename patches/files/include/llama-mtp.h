@@ -24,6 +24,21 @@ extern "C" {
                              const char * path_model,
               struct llama_model_params   params);
 
+    // Drafting in one graph. With n_steps > 0, a decode of a Gemma 4 drafter's context drafts n_steps tokens for every
+    // token of its batch, all of which must be outputs and of sequences that have a backend sampler (the sampler itself
+    // does not run; it makes room for the result). For output i, with n candidates a step:
+    //   llama_get_sampled_candidates_ith(): the n_steps tokens drafted, then the n*n_steps candidates, step by step
+    //   llama_get_sampled_probs_ith():      the candidates' n*n_steps probabilities
+    // where n is at most LLAMA_MTP_DRAFT_TOP_K. There are no logits and no hidden rows. 0 goes back to single steps.
+    // Returns false, and changes nothing, for any other model.
+    #define LLAMA_MTP_DRAFT_TOP_K 10
+    LLAMA_API bool llama_mtp_set_draft(struct llama_context * ctx, int32_t n_steps);
+
+    // Above 0, tokens of the sequence are drafted by sampling from its candidates at this temperature, instead of
+    // taking the most probable. The probabilities delivered are then at this temperature as well.
+    LLAMA_API void llama_mtp_set_draft_temp(struct llama_context * ctx, llama_seq_id seq_id, float temp);
+    LLAMA_API void llama_mtp_set_draft_seed(struct llama_context * ctx, uint32_t seed);
+
 #ifdef __cplusplus
 }
 #endif

@@ -15,6 +15,14 @@ struct llama_mtp_ordered_head {
 
     explicit operator bool() const { return centroids != nullptr; }
 
-    // cur: [n_embd, n_outputs] -> logits [n_vocab, n_outputs], -inf for tokens whose centroid was not chosen
+    struct scores {
+        ggml_tensor * values; // F32 [n_scores, n_outputs]
+        ggml_tensor * ids;    // I32 [n_scores, n_outputs], the token of each; null where its index is the token
+    };
+
+    // cur: [n_embd, n_outputs] -> the scores of the chosen centroids' tokens
+    scores build_scores(ggml_context * ctx, ggml_tensor * cur) const;
+
+    // the same as logits [n_vocab, n_outputs], -inf for tokens whose centroid was not chosen
     ggml_tensor * build_logits(ggml_context * ctx, ggml_tensor * cur) const;
 };

@@ -54,7 +54,7 @@ bool llama_model_gemma4_assistant::load_ordered_head() {
     return true;
 }
 
-ggml_tensor * llama_mtp_ordered_head::build_logits(ggml_context * ctx, ggml_tensor * cur) const {
+llama_mtp_ordered_head::scores llama_mtp_ordered_head::build_scores(ggml_context * ctx, ggml_tensor * cur) const {
     const int64_t n_embd      = rows->ne[0];
     const int64_t n_vocab     = rows->ne[1];
     const int64_t n_centroids = centroids->ne[1];
@@ -78,9 +78,18 @@ ggml_tensor * llama_mtp_ordered_head::build_logits(ggml_context * ctx, ggml_tens
         sel = ggml_mul_mat(ctx, ggml_reshape_3d(ctx, gathered, n_embd, n_sel, n_out), ggml_reshape_3d(ctx, cur, n_embd, 1, n_out));
     }
 
+    return { ggml_reshape_2d(ctx, sel, n_sel, n_out), ggml_reshape_2d(ctx, ids, n_sel, n_out) };
+}
+
+ggml_tensor * llama_mtp_ordered_head::build_logits(ggml_context * ctx, ggml_tensor * cur) const {
+    const auto    chosen  = build_scores(ctx, cur);
+    const int64_t n_vocab = rows->ne[1];
+    const int64_t n_sel   = chosen.ids->ne[0];
+    const int64_t n_out   = chosen.ids->ne[1];
+
     ggml_tensor * logits = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, n_vocab, n_out);
     logits = ggml_fill(ctx, logits, -INFINITY);
-    logits = ggml_set_rows(ctx, logits, ggml_reshape_3d(ctx, sel, 1, n_sel, n_out), ggml_reshape_2d(ctx, ids, n_sel, n_out));
+    logits = ggml_set_rows(ctx, logits, ggml_reshape_3d(ctx, chosen.values, 1, n_sel, n_out), chosen.ids);
 
     return ggml_reshape_2d(ctx, logits, n_vocab, n_out);
 }

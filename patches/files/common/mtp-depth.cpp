@@ -1,0 +1,230 @@
+#include "mtp-depth.h"
+
+#include "common.h"
+#include "ggml.h"
+
+#include <algorithm>
+
+namespace {
+
+const int    N_BINS         = 10;
+const double ACCEPT_PRIOR   = 0.7;   // before anything was seen
+const double ACCEPT_WEIGHT  = 4;     // tokens that the prior counts for
+const double ACCEPT_HORIZON = 50;
+const double ACCEPT_FADE    = 0.005; // share of what is known of a position that a round without it takes away
+const double COST_HORIZON   = 8;
+const double COST_OUTLIER   = 3;     // a round slower than this many usual ones counts as this many
+const double COST_CURIOSITY = 0.85;  // taken for cheaper by this until measured twice, and when long not measured
+const int    COST_STALE     = 256;   // rounds
+
+int bin(float confidence) {
+    return std::min(N_BINS - 1, std::max(0, (int) (confidence*N_BINS)));
+}
+
+} // namespace
+
+void common_mtp_depth::mean::add(double sample, double horizon) {
+    weight = std::min(weight + 1.0, horizon);
+    value += (sample - value)/weight;
+}
+
+common_mtp_depth::common_mtp_depth(uint32_t n_seq, int32_t n_max) :
+        n_max(n_max),
+        costs(n_seq*(n_max + 1) + 1),
+        by_position(n_seq, std::vector<mean>(n_max, mean { ACCEPT_PRIOR, ACCEPT_WEIGHT })),
+        by_confidence(N_BINS),
+        verifying(n_seq),
+        chosen(n_max + 1, 0) {
+}
+
+void common_mtp_depth::next_round() {
+    if (width_planned > 0 && width_seen == width_planned) {
+        auto & cost = costs[width_planned];
+        double us = ggml_time_us() - t_planned_us;
+        if (cost.weight == 1) {
+            cost.value = us = std::min(us, cost.value); // a width's first round also pays for its graph
+        } else if (cost.weight > 1) {
+            us = std::min(us, COST_OUTLIER*cost.value);
+        }
+        cost.add(us, COST_HORIZON);
+        cost.round = round;
+    }
+    width_planned = 0;
+    width_seen    = 0;
+    round++;
+}
+
+double common_mtp_depth::estimate_us(int32_t width) const {
+    const auto & cost = costs[width];
+    if (cost.weight > 0) {
+        return cost.value*(cost.weight < 2 || round - cost.round > COST_STALE ? COST_CURIOSITY : 1.0);
+    }
+
+    int32_t lower = width;
+    while (lower > 0 && costs[lower].weight == 0) {
+        lower--;
+    }
+    int32_t upper = width;
+    while (upper < (int32_t) costs.size() && costs[upper].weight == 0) {
+        upper++;
+    }
+    const bool has_upper = upper < (int32_t) costs.size();
+
+    // what was never tried is taken for cheap, so that it gets tried
+    if (lower > 0 && has_upper) {
+        const double share = (double) (width - lower)/(upper - lower);
+        return COST_CURIOSITY*(costs[lower].value + share*(costs[upper].value - costs[lower].value));
+    }
+    if (lower > 0) {
+        return costs[lower].value;
+    }
+    if (has_upper) {
+        return costs[upper].value*width/upper;
+    }
+    return 1.0;
+}
+
+double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position) const {
+    return by_position[seq_id][position].value;
+}
+
+double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position, float confidence) const {
+    const auto & known = by_confidence[bin(confidence)];
+    return (known.weight*known.value + ACCEPT_WEIGHT*acceptance(seq_id, position))/(known.weight + ACCEPT_WEIGHT);
+}
+
+std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most) const {
+    std::vector<int32_t> n_draft(seqs.size(), 0);
+    std::vector<double>  survival(seqs.size(), 1.0); // probability that a sequence's draft stands as far as it goes
+
+    std::vector<int32_t> best = n_draft;
+    double  best_value = 0.0;
+    int32_t width      = seqs.size();
+    double  tokens     = seqs.size();
+
+    // grow the batch by the token most likely to stand; the best width may lie behind worse ones
+    while (true) {
+        const int32_t n_steps = *std::max_element(n_draft.begin(), n_draft.end());
+        const double  value   = tokens/(estimate_us(width) + n_steps*step.value);
+        if (value > best_value) {
+            best_value = value;
+            best       = n_draft;
+        }
+
+        int    next   = -1;
+        double stands = 0.0;
+        for (size_t i = 0; i < seqs.size(); ++i) {
+            if (n_draft[i] < std::min(n_max, n_most[i])) {
+                const double p = survival[i]*acceptance(seqs[i], n_draft[i]);
+                if (p > stands) {
+                    stands = p;
+                    next   = i;
+                }
+            }
+        }
+        if (next < 0) {
+            return best;
+        }
+        survival[next] = stands;
+        n_draft[next]++;
+        width++;
+        tokens += stands;
+    }
+}
+
+std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seqs, const std::vector<std::vector<float>> & confidence,
+        int32_t n_steps, int64_t t_draft_us) {
+    if (n_steps > 0) {
+        step.add((double) t_draft_us/n_steps, COST_HORIZON);
+    }
+
+    // until a sequence's turn comes, its draft counts whole and as likely as drafts have been
+    int32_t width  = seqs.size();
+    double  tokens = seqs.size();
+    std::vector<double> drafted(seqs.size(), 0.0);
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        double survival = 1.0;
+        for (size_t k = 0; k < confidence[i].size(); ++k) {
+            survival   *= acceptance(seqs[i], k);
+            drafted[i] += survival;
+        }
+        width  += confidence[i].size();
+        tokens += drafted[i];
+    }
+
+    std::vector<int32_t> n_keep(seqs.size(), 0);
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        const int32_t n = confidence[i].size();
+        width  -= n;
+        tokens -= drafted[i];
+
+        double survival = 1.0;
+        while (n_keep[i] < n) {
+            const int32_t k = n_keep[i];
+            // this token by its confidence, those behind it as they have been
+            double ahead = survival*acceptance(seqs[i], k, confidence[i][k]);
+            double sum   = 0.0;
+            double best  = 0.0;
+            for (int32_t j = k; j < n; ++j) {
+                if (j > k) {
+                    ahead *= acceptance(seqs[i], j);
+                }
+                sum += ahead;
+                best = std::max(best, (tokens + sum)/estimate_us(width + j - k + 1));
+            }
+            if (best <= tokens/estimate_us(width)) {
+                break;
+            }
+            survival *= acceptance(seqs[i], k, confidence[i][k]);
+            tokens   += survival;
+            width++;
+            n_keep[i]++;
+        }
+
+        verifying[seqs[i]].assign(confidence[i].begin(), confidence[i].begin() + n_keep[i]);
+
+        chosen[n_keep[i]]++;
+
+        // what is not verified is not measured either, and may have changed
+        auto & positions = by_position[seqs[i]];
+        for (int32_t k = n_keep[i]; k < n_max; ++k) {
+            positions[k].value += ACCEPT_FADE*(ACCEPT_PRIOR - positions[k].value);
+        }
+    }
+    for (auto & known : by_confidence) {
+        known.weight *= 1.0 - ACCEPT_FADE;
+    }
+
+    width_planned = width;
+    t_planned_us  = ggml_time_us();
+
+    return n_keep;
+}
+
+void common_mtp_depth::accepted(llama_seq_id seq_id, int32_t n_accepted) {
+    auto & tokens    = verifying[seq_id];
+    auto & positions = by_position[seq_id];
+
+    const int32_t n = tokens.size();
+    for (int32_t k = 0; k < n && k <= n_accepted; ++k) {
+        const double stood = k < n_accepted ? 1.0 : 0.0;
+        positions[k].add(stood, ACCEPT_HORIZON);
+        by_confidence[bin(tokens[k])].add(stood, ACCEPT_HORIZON);
+    }
+    tokens.clear();
+}
+
+std::string common_mtp_depth::summary() const {
+    std::string drafts;
+    for (const int64_t n : chosen) {
+        drafts += (drafts.empty() ? "" : ", ") + std::to_string(n);
+    }
+    std::string ms;
+    for (size_t width = 0; width < costs.size(); ++width) {
+        if (costs[width].weight > 0) {
+            ms += string_format("%s%zu: %.1f", ms.empty() ? "" : ", ", width, costs[width].value/1000);
+        }
+    }
+    return string_format("drafts of 0 to %d tokens = (%s), ms a round by width = (%s), ms a draft step = %.2f",
+            n_max, drafts.c_str(), ms.c_str(), step.value/1000);
+}

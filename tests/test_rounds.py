@@ -1,0 +1,240 @@
+"""How the patched programs draft and judge: one graph or step by step, trees, rejection, slots.
+
+All on the `exact` build at F32, where equal means equal.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demo import same_text
+from gguf_mtp import api
+from gguf_mtp.merged import heads_from_gguf
+from gguf_mtp.plan import plan
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.runtime.bindings import (
+    MAX_OUTPUTS,
+    Context,
+    ContextOptions,
+    Model,
+    ModelOptions,
+)
+from gguf_mtp.runtime.library import load_library
+from gguf_mtp.validate.prompts import load_prompts
+from gguf_mtp.writer import write_gguf
+from llama_programs import Output, programs, server, speculative_simple
+
+PROMPTS = [prompt.text for prompt in load_prompts(["python"])][:4]
+STEPS = "--no-spec-draft-one-graph"
+TREE = "llama-speculative"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Output]:
+    """`speculative_simple` of the exact build with statistics."""
+    stats = tmp_path_factory.mktemp("stats") / "stats.json"
+
+    def run(*arguments: str | Path, **options: Any) -> Output:
+        return speculative_simple(programs("exact"), *arguments, stats=stats, **options)
+
+    return run
+
+
+DRAFTS = ("n_rounds", "n_drafted", "n_accepted", "accepted_at")
+
+
+def drafts(output: Output) -> dict[str, Any]:
+    return {name: output.stats[name] for name in DRAFTS}
+
+
+@pytest.mark.parametrize("n_max", [1, 2, 3, 6])
+def test_one_graph_drafts_what_steps_draft(
+    run: Callable[..., Output], merged_f32: Path, n_max: int
+) -> None:
+    for prompt in PROMPTS[:2]:
+        common = ("-m", merged_f32, "--spec-draft-n-max", str(n_max))
+        at_once = run(*common, prompt=prompt)
+        steps = run(*common, STEPS, prompt=prompt)
+        assert same_text(at_once.text, steps.text)
+        # The last rounds differ: steps draft past the end of the budget and throw that away.
+        rounds = steps.stats["n_rounds"]
+        assert abs(at_once.stats["n_rounds"] - rounds) <= 1
+        assert abs(at_once.stats["n_accepted"] - steps.stats["n_accepted"]) <= n_max
+        assert at_once.stats["n_accepted"] > 0
+
+
+def test_p_min_cuts_where_steps_stop(run: Callable[..., Output], merged_f32: Path) -> None:
+    common = ("-m", merged_f32, "--spec-draft-n-max", "4", "--spec-draft-p-min", "0.6")
+    at_once = run(*common, prompt=PROMPTS[0])
+    steps = run(*common, STEPS, prompt=PROMPTS[0])
+    free = run(*common[:-1], "0.0", prompt=PROMPTS[0])
+    assert abs(at_once.stats["n_drafted"] - steps.stats["n_drafted"]) <= 4
+    assert at_once.stats["n_drafted"] < free.stats["n_drafted"] - 8
+
+
+def test_dense_and_unsorted_heads_draft_in_one_graph(
+    run: Callable[..., Output], merged_f32: Path, tmp_path: Path
+) -> None:
+    base, dense, unsorted = (tmp_path / f"{name}.gguf" for name in ("base", "dense", "unsorted"))
+    api.split(merged_f32, base, dense)
+    drafter = heads_from_gguf(read_gguf(dense)).drafter
+    write_gguf(plan(drafter.half.keys, drafter.half.tensors), unsorted)
+    merged = run("-m", merged_f32, prompt=PROMPTS[0])
+    for heads in (dense, unsorted):
+        two = ("-m", base, "-md", heads, "--spec-type", "draft-mtp")
+        at_once, steps = run(*two, prompt=PROMPTS[0]), run(*two, STEPS, prompt=PROMPTS[0])
+        assert same_text(at_once.text, steps.text)
+        assert same_text(at_once.text, merged.text)
+        if heads == unsorted:
+            assert drafts(at_once) == drafts(merged)
+
+
+@pytest.fixture(scope="module")
+def target(merged_f32: Path) -> Iterator[Context]:
+    """The exact build's target, for its logits."""
+    library = load_library(exact=True)
+    options = ContextOptions(n_ctx=512, n_threads=1)
+    with (
+        Model.open(library, merged_f32, ModelOptions()) as model,
+        Context(model, options) as context,
+    ):
+        yield context
+
+
+def margin_where_they_part(target: Context, one: str, other: str) -> float:
+    """The target's margin between its two best tokens where the texts part; 0 if they do not."""
+    one, other = one.removeprefix("<bos>"), other.removeprefix("<bos>")
+    if same_text(one, other):
+        return 0.0
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    tokens = target.model.tokenize("".join(same for same, _ in pairs))
+    target.prefill(tokens[:-1])
+    target.decode(tokens[-1:], len(tokens) - 1)
+    best = np.sort(target.logits(0))
+    return float(best[-1] - best[-2])
+
+
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_a_tree_gives_the_same_text_in_fewer_rounds(
+    run: Callable[..., Output], merged_f32: Path, target: Context, sequences: int
+) -> None:
+    rounds = {"chain": 0, "tree": 0}
+    for prompt in PROMPTS:
+        chain = run("-m", merged_f32, prompt=prompt)
+        tree = run("-m", merged_f32, "-np", str(sequences), prompt=prompt, program=TREE)
+        # Branches take up cells of the cache, so that sums over it run in another order.
+        allowed = 0.0 if sequences == 1 else 1e-3
+        assert margin_where_they_part(target, tree.text, chain.text) <= allowed
+        assert tree.stats["program"] == TREE
+        assert set(tree.stats) == set(chain.stats)
+        rounds["chain"] += chain.stats["n_rounds"]
+        rounds["tree"] += tree.stats["n_rounds"]
+    if sequences == 1:
+        assert abs(rounds["tree"] - rounds["chain"]) <= len(PROMPTS)
+    else:
+        assert rounds["tree"] < rounds["chain"]
+
+
+def test_statistics_that_cannot_be_written_are_an_error(merged_f32: Path, tmp_path: Path) -> None:
+    for program in ("llama-speculative-simple", TREE):
+        command = [programs("exact") / program, "-m", merged_f32, "-p", "import", "-n", "4"]
+        command += ["--spec-stats", tmp_path / "none" / "stats.json"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 1
+        assert "cannot write the statistics" in result.stderr
+
+
+def test_four_slots_give_the_texts_of_one(merged_f32: Path, tmp_path: Path) -> None:
+    def answers(slots: int, *arguments: str) -> list[list[int]]:
+        flags = ("-m", merged_f32, *arguments)
+        with (
+            server(programs("exact"), *flags, log=tmp_path / "log", slots=slots) as running,
+            ThreadPoolExecutor(slots) as pool,
+        ):
+            results = list(pool.map(lambda prompt: running.complete(prompt, 96), PROMPTS))
+        assert all(r["timings"].get("draft_n_accepted", 0) > 0 for r in results) or arguments
+        return [result["tokens"] for result in results]
+
+    plain = answers(1, "--spec-type", "none")
+    assert answers(1) == plain
+    assert answers(4) == plain
+    assert answers(4, "--spec-draft-auto-depth") == plain
+
+
+TEMPERATURE = 0.8
+PURE = {"temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+@pytest.fixture(scope="module")
+def sampled(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """Answers at `TEMPERATURE` by acceptance rule: matching, and rejection sampling."""
+    found: dict[str, list[Any]] = {}
+    for rule in ("no-spec-draft-rejection", "spec-draft-rejection"):
+        log = tmp_path_factory.mktemp("sampled") / "log"
+        with server(programs("exact"), "-m", merged_f32, f"--{rule}", log=log) as running:
+            found[rule] = [
+                running.complete(prompt, 160, seed=seed, **PURE)
+                for prompt in PROMPTS
+                for seed in (1, 2, 3)
+            ]
+    return found
+
+
+def test_rejection_sampling_accepts_more(sampled: dict[str, list[Any]]) -> None:
+    def tokens_per_pass(answers: Sequence[Any]) -> float:
+        timings = [answer["timings"] for answer in answers]
+        tokens = sum(t["predicted_n"] for t in timings)
+        return tokens / (tokens - sum(t["draft_n_accepted"] for t in timings))
+
+    match, rejection = (tokens_per_pass(answers) for answers in sampled.values())
+    assert rejection > 1.1 * match
+
+
+def positions_in_distribution(
+    context: Context, answers: Sequence[Any], prompts: Sequence[Sequence[int]], temperature: float
+) -> list[float]:
+    """Where each token lies in the target's distribution, ordered from the most probable token:
+    uniform over 0 to 1 exactly when tokens are drawn from it (randomized within a token's share).
+    """
+    rng = np.random.default_rng(7)
+    found = []
+    for answer, prompt in zip(answers, prompts, strict=True):
+        tokens = answer["tokens"]
+        context.prefill(prompt[:-1])
+        inputs = [prompt[-1], *tokens[:-1]]
+        for start in range(0, len(tokens), MAX_OUTPUTS):
+            context.decode(inputs[start : start + MAX_OUTPUTS], len(prompt) - 1 + start)
+            for i, token in enumerate(tokens[start : start + MAX_OUTPUTS]):
+                logits = context.logits(i).astype(np.float64) / temperature
+                p = np.exp(logits - logits.max())
+                p /= p.sum()
+                found.append(p[p > p[token]].sum() + rng.random() * p[token])
+    return found
+
+
+def deviation(positions: Sequence[float]) -> float:
+    """Kolmogorov-Smirnov distance from the uniform distribution, times sqrt(n); above 1.95 in one
+    of a thousand samples of that distribution."""
+    values = np.sort(positions)
+    n = len(values)
+    steps = np.arange(n + 1) / n
+    return float(np.sqrt(n) * max(np.max(steps[1:] - values), np.max(values - steps[:-1])))
+
+
+def test_rejection_sampling_keeps_the_distribution(
+    sampled: dict[str, list[Any]], target: Context
+) -> None:
+    prompts = [target.model.tokenize(prompt) for prompt in PROMPTS for _ in range(3)]
+    for answers in sampled.values():
+        right = positions_in_distribution(target, answers, prompts, TEMPERATURE)
+        assert len(right) > 1000
+        assert deviation(right) < 1.95
+        # The same tokens as draws of another distribution: the test can fail.
+        wrong = positions_in_distribution(target, answers, prompts, 1.0)
+        assert deviation(wrong) > 1.95
