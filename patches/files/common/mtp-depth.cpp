@@ -161,11 +161,12 @@ std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seq
         double survival = 1.0;
         while (n_keep[i] < n) {
             const int32_t k = n_keep[i];
-            // this token by its confidence, those behind it as they have been
+            // this token by its confidence, those behind it as they have been: not even their number may count, as it
+            // follows from this token
             double ahead = survival*acceptance(seqs[i], k, confidence[i][k]);
             double sum   = 0.0;
             double best  = 0.0;
-            for (int32_t j = k; j < n; ++j) {
+            for (int32_t j = k; j < n_steps; ++j) {
                 if (j > k) {
                     ahead *= acceptance(seqs[i], j);
                 }
