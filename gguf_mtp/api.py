@@ -3,17 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_mtp.drafters.assistant import assistant_from_checkpoint
+from gguf_mtp.drafters.sources import read_heads
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.target import target_half
-from gguf_mtp.merged import (
-    TOKENIZER,
-    HeadsFile,
-    base_from_gguf,
-    heads_from_gguf,
-    join,
-    separate,
-)
+from gguf_mtp.merged import base_from_gguf, join, separate
 from gguf_mtp.model import Half
 from gguf_mtp.output import check_output
 from gguf_mtp.plan import Plan, plan
@@ -49,28 +42,17 @@ def plan_convert(
         if not path.exists():
             raise FormatError(f"{path}: no such file or directory")
     base_half = _read_base(base, outtype)
-    tokenizer = [key for key in base_half.keys if key.name.startswith(TOKENIZER)]
-    if heads.is_dir():
-        checkpoint = read_checkpoint(heads)
-        drafter = assistant_from_checkpoint(checkpoint, heads_type or "auto", tokenizer)
-        found = HeadsFile(drafter, ())
-    else:
-        _refuse_type(heads, "--heads-type", heads_type)
-        found = heads_from_gguf(read_gguf(heads))
-    merged = join(base_half, found.drafter, found.provenance, hash_base=hash_base)
+    found = read_heads(heads, base_half, heads_type)
+    merged = join(base_half, found, hash_base=hash_base)
     return plan(merged.keys, merged.tensors)
 
 
 def _read_base(base: Path, outtype: str | None) -> Half:
     if base.is_dir():
         return target_half(read_checkpoint(base), outtype or "auto")
-    _refuse_type(base, "--outtype", outtype)
+    if outtype is not None:
+        raise UnsupportedError(f"{base}: is a GGUF and copied as it is; --outtype is not possible")
     return base_from_gguf(read_gguf(base))
-
-
-def _refuse_type(path: Path, option: str, value: str | None) -> None:
-    if value is not None:
-        raise UnsupportedError(f"{path}: is a GGUF and copied as it is; {option} is not possible")
 
 
 def convert(

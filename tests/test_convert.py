@@ -14,8 +14,8 @@ from gguf_bytes import u32
 from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.errors import FormatError, OutputError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue, string
-from gguf_mtp.merged import is_merged
 from gguf_mtp.model import half_from_gguf
+from gguf_mtp.namespace import is_merged
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.writer import write_gguf

@@ -12,8 +12,8 @@ import pytest
 
 import tiny
 from gguf_mtp.api import convert, split
+from gguf_mtp.drafters.carried import CARRIED
 from gguf_mtp.drafters.ordered_head import COUNT_KEY
-from gguf_mtp.merged import CARRIED
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from parity_cases import Case, cases, prepare

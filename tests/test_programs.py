@@ -15,7 +15,7 @@ import pytest
 
 from demo import same_text
 from gguf_mtp import api
-from gguf_mtp.merged import heads_from_gguf
+from gguf_mtp.drafters.sources import heads_from_gguf
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.validate.prompts import Prompt, load_prompts

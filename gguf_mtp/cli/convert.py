@@ -11,7 +11,7 @@ from gguf_mtp.api import plan_convert
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_plan
 from gguf_mtp.gemma4.outtype import OUTTYPES
-from gguf_mtp.merged import PREFIX
+from gguf_mtp.namespace import PREFIX
 from gguf_mtp.plan import Plan
 from gguf_mtp.writer import bytes_to_read, write_gguf
 

@@ -17,10 +17,12 @@ from gguf_mtp.cli.show import (
     shown_value,
     wide_console,
 )
+from gguf_mtp.drafters.carried import CARRIED
 from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
 from gguf_mtp.keyvalue import KeyValue, ValueType
-from gguf_mtp.merged import CARRIED, LAYOUT_KEY, PREFIX, ROWS_SORTED_KEY, SHARED_KEY, VERSION_KEY
-from gguf_mtp.merged import is_merged as has_heads
+from gguf_mtp.merged import ROWS_SORTED_KEY, SHARED_KEY
+from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION_KEY
+from gguf_mtp.namespace import is_merged as has_heads
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 
