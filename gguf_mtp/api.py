@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_mtp.base import base_from_gguf
 from gguf_mtp.drafters.sources import read_heads
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.target import target_half
-from gguf_mtp.merged import base_from_gguf, join, separate
+from gguf_mtp.merged import join, separate
 from gguf_mtp.model import Half
 from gguf_mtp.output import check_output
 from gguf_mtp.plan import Plan, plan
 from gguf_mtp.readers.checkpoint import read_checkpoint
-from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.writer import Progress, write_gguf
 
 
@@ -52,7 +53,7 @@ def _read_base(base: Path, outtype: str | None) -> Half:
         return target_half(read_checkpoint(base), outtype or "auto")
     if outtype is not None:
         raise UnsupportedError(f"{base}: is a GGUF and copied as it is; --outtype is not possible")
-    return base_from_gguf(read_gguf(base))
+    return base_from_gguf(read_gguf_parts(base))
 
 
 def convert(
@@ -74,7 +75,7 @@ def convert(
 
 def plan_split(merged: Path, base_out: Path | None, heads_out: Path | None) -> list[Output]:
     """The files that `split` writes: the base, the heads, or both."""
-    base, heads = separate(read_gguf(merged))
+    base, heads = separate(read_gguf_parts(merged))
     wanted = [(base_out, base), (heads_out, heads)]
     return [Output(path, plan(half.keys, half.tensors)) for path, half in wanted if path]
 

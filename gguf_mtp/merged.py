@@ -20,13 +20,13 @@ from gguf_mtp.namespace import (
     TOKENIZER,
     VERSION,
     VERSION_KEY,
-    is_merged,
 )
 from gguf_mtp.pairing import check_pair
 from gguf_mtp.provenance import SOURCE, TARGET, Digests, check_target, describe
 from gguf_mtp.readers.gguf import MAX_NAME_BYTES, GgufFile
 
 INLINE = "inline"
+EMBEDDING = "token_embd.weight"
 ROWS_SORTED_KEY = "mtp.gemma4-assistant.masked_embd.rows_sorted"
 SHARED_KEY = "mtp.tokenizer.shared"
 # For each of the base's tokenizer keys, in its order: its position among the drafter's keys, or
@@ -42,20 +42,6 @@ class Merged:
 
     keys: tuple[KeyValue | Digests, ...]
     tensors: tuple[Tensor, ...]
-
-
-def base_from_gguf(file: GgufFile) -> Half:
-    """A plain base model's GGUF. Raises FormatError or UnsupportedError for anything else."""
-    half = half_from_gguf(file)
-    if is_merged(file):
-        raise UnsupportedError(f"{file.path}: already has MTP heads; split it first")
-    taken = [name for name in (*half.by_name, *half.tensor_by_name) if name.startswith(PREFIX)]
-    if taken:
-        raise UnsupportedError(f"{file.path}: {taken[0]!a} is in the namespace of the heads")
-    split_count = half.value("split.count")
-    if split_count not in (None, 0, 1):
-        raise UnsupportedError(f"{file.path}: one of {split_count} parts; merge the parts first")
-    return half
 
 
 def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
@@ -75,7 +61,7 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
         string(LAYOUT_KEY, INLINE),
         *(key.renamed(PREFIX + key.name) for key in own),
     ]
-    if drafter.ordered is not None:
+    if _sorts_rows(drafter):
         keys.append(boolean(ROWS_SORTED_KEY, True))
     keys += _sharing(base, heads)
     provenance = found.carried or describe(
@@ -105,9 +91,15 @@ def _into_namespace(tensor: Tensor, drafter: Drafter, origin: str) -> Tensor:
             f"{origin}: tensor {tensor.name} has a name of {len(tensor.name.encode())} bytes, "
             f"at most {MAX_NAME_BYTES - len(PREFIX)} fit behind {PREFIX!r}"
         )
-    if tensor.name == "token_embd.weight" and drafter.ordered is not None:
+    if tensor.name == EMBEDDING and drafter.ordered is not None and _sorts_rows(drafter):
         return replace(tensor, name=name, rows=drafter.ordered.sorted_positions)
     return replace(tensor, name=name)
+
+
+def _sorts_rows(drafter: Drafter) -> bool:
+    """Whether the embedding's rows go sorted by centroid into the file; the loader sorts others."""
+    embedding = drafter.half.tensor_by_name[EMBEDDING]
+    return drafter.ordered is not None and embedding.type.is_known
 
 
 def separate(file: GgufFile) -> tuple[Half, Half]:
@@ -168,7 +160,7 @@ def _drafter_of(file: GgufFile, whole: Half, base: Half) -> tuple[Drafter, tuple
     if drafter.ordered is None or not is_sorted:
         return drafter, tuple(provenance)
     canonical = tuple(
-        replace(item, rows=drafter.ordered.ordering) if item.name == "token_embd.weight" else item
+        replace(item, rows=drafter.ordered.ordering) if item.name == EMBEDDING else item
         for item in drafter.half.tensors
     )
     return replace(drafter, half=replace(drafter.half, tensors=canonical)), tuple(provenance)

@@ -41,7 +41,7 @@ def command(file: Path, as_json: bool) -> None:
     Example:
       gguf-mtp inspect e2b-mtp.gguf
     """
-    gguf = read_gguf(file, unknown_types=True)
+    gguf = read_gguf(file)
     if as_json:
         click.echo(json.dumps(document(gguf), indent=2))
     else:

@@ -16,7 +16,8 @@ from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.namespace import PREFIX, TOKENIZER, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.checkpoint import read_checkpoint
-from gguf_mtp.readers.gguf import MAGIC, GgufFile, read_gguf
+from gguf_mtp.readers.gguf import MAGIC, GgufFile
+from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.source import SourceFile
 
 
@@ -73,7 +74,7 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
         raise UnsupportedError(
             f"{path}: is a GGUF and copied as it is; --heads-type is not possible"
         )
-    return heads_from_gguf(read_gguf(path))
+    return heads_from_gguf(read_gguf_parts(path))
 
 
 def heads_from_gguf(file: GgufFile) -> Heads:
