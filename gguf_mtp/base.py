@@ -4,6 +4,7 @@ Its tensors are copied whatever their types, so that files of forks with types o
 like any other.
 """
 
+from gguf_mtp.drafters.translate import overlay_of
 from gguf_mtp.errors import UnsupportedError
 from gguf_mtp.gemma4.target import ARCH
 from gguf_mtp.model import Half, half_from_gguf
@@ -20,8 +21,11 @@ OTHER_FILES = {
 }
 
 
-def base_from_gguf(file: GgufFile) -> Half:
-    """A plain base model's GGUF. Raises UnsupportedError for anything else."""
+def base_from_gguf(file: GgufFile, *, drop_overlay: bool = False) -> Half:
+    """A plain base model's GGUF. Raises UnsupportedError for anything else.
+
+    With `drop_overlay` heads that another program embedded in it are left out.
+    """
     half = half_from_gguf(file)
     if is_merged(file):
         raise UnsupportedError(f"{file.path}: already has MTP heads; split it first")
@@ -32,6 +36,14 @@ def base_from_gguf(file: GgufFile) -> Half:
         raise UnsupportedError(
             f"{file.path}: general.architecture is {found!a}{what}, expected a base model, {ARCH!a}"
         )
+    overlay = overlay_of(half)
+    if overlay is not None:
+        if not drop_overlay:
+            raise UnsupportedError(
+                f"{file.path}: has heads in it already, those of {overlay.dialect.whose} "
+                f"(--replace-heads leaves them out)"
+            )
+        half = overlay.base
     taken = [name for name in (*half.by_name, *half.tensor_by_name) if name.startswith(PREFIX)]
     if taken:
         raise UnsupportedError(f"{file.path}: {taken[0]!a} is in the namespace of the heads")

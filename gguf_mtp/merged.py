@@ -5,10 +5,10 @@ Source: this project's format document, layout "inline", format version 1.
 
 from dataclasses import dataclass, replace
 
-from gguf_mtp.drafters import ordered_head
-from gguf_mtp.drafters.carried import carry
+from gguf_mtp.drafters.dialects import UPSTREAM, Dialect
 from gguf_mtp.drafters.drafter import Drafter, drafter_from_half
 from gguf_mtp.drafters.sources import Heads
+from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.shape import read_shape
 from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
@@ -102,11 +102,10 @@ def _sorts_rows(drafter: Drafter) -> bool:
     return drafter.ordered is not None and embedding.type.is_known
 
 
-def separate(file: GgufFile) -> tuple[Half, Half]:
+def separate(file: GgufFile, dialect: Dialect = UPSTREAM) -> tuple[Half, Half]:
     """The base and the heads of a merged file, each as the GGUF that `split` writes.
 
-    The heads are in upstream's dialect: rows in canonical order, and the tensors of the ordered
-    head, which a stock llama.cpp does not load, carried as keys.
+    The heads' rows are in token order, their names `dialect`'s.
     Raises FormatError when the file is not merged or its parts do not fit together.
     """
     if VERSION_KEY not in file.by_name:
@@ -124,15 +123,8 @@ def separate(file: GgufFile) -> tuple[Half, Half]:
     )
     drafter, provenance = _drafter_of(file, whole, base)
     check_pair(base, read_shape(base, BASE_ARCH), drafter.half, drafter.shape)
-    return base, _heads_half(drafter, provenance)
-
-
-def _heads_half(drafter: Drafter, provenance: tuple[KeyValue, ...]) -> Half:
-    half = drafter.half
-    carried = [half.tensor_by_name[name] for name in ordered_head.NAMES if drafter.ordered]
-    keys = [*half.keys, *(key for tensor in carried for key in carry(tensor)), *provenance]
-    tensors = tuple(item for item in half.tensors if item not in carried)
-    return replace(half, keys=tuple(keys), tensors=tensors)
+    heads = in_dialect(drafter, dialect)
+    return base, replace(heads, keys=(*heads.keys, *provenance))
 
 
 def _plain(file: GgufFile, name: str) -> object:

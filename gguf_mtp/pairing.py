@@ -39,7 +39,7 @@ def check_pair(base: Half, base_shape: ModelShape, heads: Half, heads_shape: Mod
     agree("target hidden size", base_shape.hidden_size, heads_shape.output_size)
     agree("vocabulary size", base_shape.vocab_size, heads_shape.vocab_size)
     _check_tokenizers(base, heads)
-    owners = _kv_owners(base, base_shape)
+    owners = kv_owners(base, base_shape)
     for kind in sorted(set(heads_shape.layer_types)):
         layer = owners[kind]
         for other in range(heads_shape.n_layers):
@@ -96,7 +96,7 @@ def _difference(key: KeyValue, other: KeyValue) -> str:
     return f"{values[at]!a} at {at}"[:80]
 
 
-def _kv_owners(base: Half, shape: ModelShape) -> dict[str, int]:
+def kv_owners(base: Half, shape: ModelShape) -> dict[str, int]:
     """The layer of each kind whose keys and values a drafter reads: the last that owns any.
 
     llama.cpp finds them by position, so the last owners must be a sliding and a full layer.

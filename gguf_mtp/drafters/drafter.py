@@ -5,7 +5,7 @@ Source: llama.cpp ``src/models/gemma4-assistant.cpp`` (tensors and shapes).
 
 from dataclasses import dataclass, replace
 
-from gguf_mtp.drafters.ordered_head import NAMES, OTHER_KEYS, OrderedHead, stored_ordered_head
+from gguf_mtp.drafters.ordered_head import NAMES, OrderedHead, stored_ordered_head
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.config import FULL
 from gguf_mtp.gemma4.keys import ROPE_FREQS
@@ -15,12 +15,6 @@ from gguf_mtp.gemma4.tensors import block_shapes, named
 from gguf_mtp.model import Half
 
 ARCH = "gemma4-assistant"
-# Other programs' names for the same idea, with tensors and keys of their own.
-OTHER_DIALECTS = {
-    "gemma4_assistant": "AtomicChat's dialect",
-    "gemma4_mtp": "ik_llama.cpp's dialect",
-    "gemma4": "a base model, or heads embedded in one",
-}
 
 
 @dataclass(frozen=True)
@@ -34,35 +28,16 @@ class Drafter:
 
 
 def drafter_from_half(half: Half) -> Drafter:
-    """A drafter that is a GGUF model already, checked and otherwise as it is.
+    """A drafter that is a GGUF model under upstream's names, checked and otherwise as it is.
 
-    Raises FormatError when keys or tensors are missing or inconsistent, UnsupportedError for
-    another dialect.
+    Raises FormatError when keys or tensors are missing or inconsistent.
     """
-    arch = half.value("general.architecture")
-    if arch != ARCH:
-        dialect = OTHER_DIALECTS.get(str(arch), "not a Gemma 4 drafter")
-        raise UnsupportedError(
-            f"{half.origin}: general.architecture is {arch!a} ({dialect}), expected {ARCH!a}"
-        )
-    half = _with_common_spelling(half)
     shape = read_shape(half, ARCH)
     check_tensors(half, shape)
     ordered = stored_ordered_head(half, shape.vocab_size)
     last = [half.tensor_by_name[name] for name in NAMES if name in half.tensor_by_name]
     rest = [tensor for tensor in half.tensors if tensor.name not in NAMES]
     return Drafter(replace(half, tensors=(*rest, *last)), shape, ordered)
-
-
-def _with_common_spelling(half: Half) -> Half:
-    """`half` with the ordered head's keys under this project's names too."""
-    added = [
-        half.by_name[other].renamed(name)
-        for name, others in OTHER_KEYS.items()
-        for other in others
-        if name not in half.by_name and other in half.by_name
-    ]
-    return replace(half, keys=(*half.keys, *added)) if added else half
 
 
 def check_tensors(half: Half, shape: ModelShape) -> None:

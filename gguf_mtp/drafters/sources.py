@@ -3,17 +3,20 @@
 A reader turns a path into `Heads`; a new kind is one more row of `SOURCES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_mtp.drafters.assistant import assistant_from_checkpoint
 from gguf_mtp.drafters.carried import CARRIED, restore_carried
-from gguf_mtp.drafters.drafter import Drafter, drafter_from_half
+from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
+from gguf_mtp.drafters.infer import complete
+from gguf_mtp.drafters.translate import dialect_of, to_upstream
 from gguf_mtp.errors import FormatError, UnsupportedError
-from gguf_mtp.keyvalue import KeyValue
+from gguf_mtp.keyvalue import KeyValue, string, strings
 from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.namespace import PREFIX, TOKENIZER, is_merged
+from gguf_mtp.notes import Note
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import MAGIC, GgufFile
@@ -26,13 +29,13 @@ class Heads:
     """A drafter and what there is to say about where it comes from.
 
     `carried` is the provenance of an earlier conversion. Where there is none, `facts` are further
-    ``mtp.source.*`` keys for a fresh one. `notes` are one-line remarks for the user.
+    ``mtp.source.*`` keys for a fresh one. `notes` are for the user.
     """
 
     drafter: Drafter
     carried: tuple[KeyValue, ...] = ()
     facts: tuple[KeyValue, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,25 +77,46 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
         raise UnsupportedError(
             f"{path}: is a GGUF and copied as it is; --heads-type is not possible"
         )
-    return heads_from_gguf(read_gguf_parts(path))
+    return heads_from_gguf(read_gguf_parts(path), base)
 
 
-def heads_from_gguf(file: GgufFile) -> Heads:
-    """A drafter's GGUF, in upstream's dialect or as `split` wrote it."""
+def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
+    """A drafter's GGUF in any dialect, or as `split` wrote it. `base` fills in what is not said.
+
+    Raises FormatError and UnsupportedError.
+    """
     if is_merged(file):
         raise UnsupportedError(f"{file.path}: has a base model in it; split it first")
     half = half_from_gguf(file)
-    keys, provenance = [], []
+    dialect = dialect_of(half)
+    keys, carried = [], []
     for key in half.keys:
         if key.name.startswith((SOURCE, TARGET)):
-            provenance.append(key)
+            carried.append(key)
         elif key.name.startswith(PREFIX) and not key.name.startswith(CARRIED):
             raise UnsupportedError(f"{file.path}: unknown key {key.name!a}")
         elif not key.name.startswith(PREFIX):
             keys.append(key)
     tensors = (*half.tensors, *restore_carried(half))
-    drafter = drafter_from_half(replace(half, keys=tuple(keys), tensors=tensors))
-    return Heads(drafter, tuple(provenance))
+    half = to_upstream(replace(half, keys=tuple(keys), tensors=tensors), dialect)
+    half, added = complete(half, base)
+    # What every file of the dialect leaves out is no guess.
+    inferred = [name for name in added if name.removeprefix(f"{ARCH}.") not in dialect.lacks]
+    facts = (string(f"{SOURCE}dialect", dialect.name), *inferred_key(inferred))
+    notes = inferred_note(file.path, inferred)
+    return Heads(drafter_from_half(half), tuple(carried), facts, notes)
+
+
+def inferred_key(names: Sequence[str]) -> tuple[KeyValue, ...]:
+    """The provenance of keys and tensors that were not in the source, if there are any."""
+    return (strings(f"{SOURCE}inferred", list(names)),) if names else ()
+
+
+def inferred_note(path: Path, names: Sequence[str]) -> tuple[Note, ...]:
+    if not names:
+        return ()
+    message = f"{path}: not stated, taken from shapes, base or defaults: {', '.join(names)}"
+    return (Note("inferred", message),)
 
 
 # In order: the first row that finds its kind reads it.
