@@ -10,6 +10,7 @@ from pathlib import Path
 from gguf_mtp.drafters.assistant import assistant_from_checkpoint
 from gguf_mtp.drafters.carried import CARRIED, restore_carried
 from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
+from gguf_mtp.drafters.extraction import is_extraction, read_extraction
 from gguf_mtp.drafters.infer import complete
 from gguf_mtp.drafters.translate import dialect_of, to_upstream
 from gguf_mtp.errors import FormatError, UnsupportedError
@@ -119,8 +120,15 @@ def inferred_note(path: Path, names: Sequence[str]) -> tuple[Note, ...]:
     return (Note("inferred", message),)
 
 
+def _read_extraction(path: Path, base: Half, heads_type: str | None) -> Heads:
+    found = read_extraction(path, base, heads_type)
+    note = inferred_note(path, found.inferred)
+    return Heads(found.drafter, facts=inferred_key(found.inferred), notes=note)
+
+
 # In order: the first row that finds its kind reads it.
 SOURCES = (
+    HeadsSource("safetensors", is_extraction, _read_extraction),
     HeadsSource("a checkpoint directory", lambda path, start: path.is_dir(), _read_checkpoint),
     HeadsSource("GGUF", lambda path, start: start.startswith(MAGIC), _read_gguf),
 )
