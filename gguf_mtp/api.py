@@ -47,7 +47,7 @@ def plan_convert(
     base_half = _read_base(base, outtype, replace_heads)
     found = read_heads(heads, base_half, heads_type)
     merged = join(base_half, found, hash_base=hash_base)
-    return plan(merged.keys, merged.tensors)
+    return plan(merged.keys, merged.tensors, merged.notes)
 
 
 def _read_base(base: Path, outtype: str | None, replace_heads: bool) -> Half:

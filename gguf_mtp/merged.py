@@ -21,7 +21,8 @@ from gguf_mtp.namespace import (
     VERSION,
     VERSION_KEY,
 )
-from gguf_mtp.pairing import check_pair
+from gguf_mtp.notes import Note
+from gguf_mtp.pairing import check_pair, pair_notes
 from gguf_mtp.provenance import SOURCE, TARGET, Digests, check_target, describe
 from gguf_mtp.readers.gguf import MAX_NAME_BYTES, GgufFile
 
@@ -38,10 +39,11 @@ OWN_KEYS = (VERSION_KEY, LAYOUT_KEY, ROWS_SORTED_KEY, SHARED_KEY, POSITIONS_KEY)
 
 @dataclass(frozen=True)
 class Merged:
-    """The whole content of a merged file, in order."""
+    """The whole content of a merged file, in order, and what to tell the user about it."""
 
     keys: tuple[KeyValue | Digests, ...]
     tensors: tuple[Tensor, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
@@ -68,7 +70,9 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
         base, base_shape, heads, found.facts, hash_base=hash_base
     )
     tensors = [_into_namespace(tensor, drafter, heads.origin) for tensor in heads.tensors]
-    return Merged((*keys, *provenance), (*base.tensors, *tensors))
+    ordered = drafter.ordered is not None
+    notes = (*found.notes, *pair_notes(base, heads, found.carried, ordered=ordered))
+    return Merged((*keys, *provenance), (*base.tensors, *tensors), notes)
 
 
 def _borrowed(key: KeyValue, base: Half) -> bool:

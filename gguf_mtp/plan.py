@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gguf_mtp.keyvalue import KeyValue
 from gguf_mtp.model import Tensor
+from gguf_mtp.notes import Note
 from gguf_mtp.provenance import Digests
 from gguf_mtp.readers.gguf import DEFAULT_ALIGNMENT, MAGIC
 
@@ -23,13 +24,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """A GGUF to write. `data_start` and `total_bytes` are absolute, padding included."""
+    """A GGUF to write. `data_start` and `total_bytes` are absolute, padding included; `notes` are
+    for the user."""
 
     keys: tuple[KeyValue | Digests, ...]
     slots: tuple[Slot, ...]
     alignment: int
     data_start: int
     total_bytes: int
+    notes: tuple[Note, ...] = ()
 
     @property
     def digested_files(self) -> frozenset[Path]:
@@ -57,7 +60,11 @@ class Plan:
         return _resolved(self.keys, digests)
 
 
-def plan(keys: tuple[KeyValue | Digests, ...], tensors: tuple[Tensor, ...]) -> Plan:
+def plan(
+    keys: tuple[KeyValue | Digests, ...],
+    tensors: tuple[Tensor, ...],
+    notes: tuple[Note, ...] = (),
+) -> Plan:
     """Lay out keys and tensors in the order given, tensors aligned as `general.alignment` says."""
     alignment = DEFAULT_ALIGNMENT
     for key in keys:
@@ -70,7 +77,7 @@ def plan(keys: tuple[KeyValue | Digests, ...], tensors: tuple[Tensor, ...]) -> P
     for tensor in tensors:
         slots.append(Slot(tensor, offset))
         offset = _padded(offset + tensor.nbytes, alignment)
-    return Plan(keys, tuple(slots), alignment, data_start, offset)
+    return Plan(keys, tuple(slots), alignment, data_start, offset, notes)
 
 
 def _padded(offset: int, alignment: int) -> int:

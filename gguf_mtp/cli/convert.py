@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from gguf_mtp.api import plan_convert
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
-from gguf_mtp.cli.show import human_bytes, plan_rows, print_plan
+from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
 from gguf_mtp.gemma4.outtype import OUTTYPES
 from gguf_mtp.namespace import PREFIX
 from gguf_mtp.plan import Plan
@@ -77,6 +78,8 @@ def command(
         plan = plan_convert(
             base, heads, outtype=outtype, heads_type=heads_type, hash_base=hash_base
         )
+        if not (quiet or as_json):
+            print_notes(plan.notes)
         if dry_run:
             if as_json:
                 click.echo(json.dumps(summary(plan, output) | {"plan": plan_rows(plan)}, indent=2))
@@ -108,4 +111,5 @@ def summary(plan: Plan, output: Path) -> dict[str, Any]:
         "base_tensors": len(plan.slots) - len(heads),
         "heads_tensors": len(heads),
         "heads_bytes": sum(tensor.nbytes for tensor in heads),
+        "notes": [asdict(note) for note in plan.notes],
     }

@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gguf_mtp.keyvalue import KeyValue, ValueType
+from gguf_mtp.notes import Note
 from gguf_mtp.plan import Plan
 
 MAX_SHOWN_TEXT = 100
+MAX_NOTE_TEXT = 2000
 MAX_SHOWN_ITEMS = 6
 MAX_SHOWN_ITEM_TEXT = 24
 
@@ -69,6 +72,12 @@ def wide_console() -> Console:
     """A console for tables with one line to a row; wide where no terminal sets the width."""
     console = Console(soft_wrap=True, highlight=False)
     return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=200)
+
+
+def print_notes(notes: Iterable[Note]) -> None:
+    """One line each on stderr, so that stdout stays the result."""
+    for note in notes:
+        click.echo(f"note: {printable(note.message, MAX_NOTE_TEXT)}", err=True)
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
