@@ -5,6 +5,7 @@ a table of all 65536 values, which gguf-py's own conversion fills once.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,8 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
 from gguf_mtp.ggml import GgmlType
+from gguf_mtp.model import Tensor, read_tensor
+from gguf_mtp.readers.source import TensorRef
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -138,6 +141,17 @@ class Encoder:
         with np.errstate(over="ignore"):
             result[:, :2] = scale.astype(np.float16).reshape(n_blocks, 1).view(np.uint8)
         np.copyto(result[:, 2:].view(np.int8), scaled, casting="unsafe")
+
+
+def encoded_tensor(tensor: Tensor) -> Tensor:
+    """A small tensor with its bytes read, and converted where it is not verbatim."""
+    data = read_tensor(tensor)
+    if not tensor.verbatim and isinstance(tensor.source, TensorRef):
+        values = np.frombuffer(data, np.uint8).copy()
+        dtype = tensor.source.dtype
+        encoder = Encoder(len(values) // SOURCE_BYTES[dtype])
+        data = encoder.encode(values, dtype, tensor.type).tobytes()
+    return replace(tensor, source=data, verbatim=True)
 
 
 def _reference_q8_0(values: Floats, out: Bytes) -> None:

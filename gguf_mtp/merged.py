@@ -9,6 +9,7 @@ from gguf_mtp.drafters import ordered_head
 from gguf_mtp.drafters.carried import carry
 from gguf_mtp.drafters.drafter import Drafter, drafter_from_half
 from gguf_mtp.drafters.sources import Heads
+from gguf_mtp.encode import encoded_tensor
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.shape import read_shape
 from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
@@ -64,10 +65,8 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     Provenance that `found` carries from an earlier conversion is kept, else it is described afresh.
     Raises PairingError, FormatError or UnsupportedError.
     """
-    base_shape = read_shape(base, BASE_ARCH)
+    provenance = check_and_describe(base, found, hash_base=hash_base)
     drafter, heads = found.drafter, found.drafter.half
-    check_target(found.carried, base, base_shape, heads.origin)
-    check_pair(base, base_shape, heads, drafter.shape)
     own = [key for key in heads.keys if not _borrowed(key, base)]
     keys = [
         *base.keys,
@@ -78,11 +77,19 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     if drafter.ordered is not None:
         keys.append(boolean(ROWS_SORTED_KEY, True))
     keys += _sharing(base, heads)
-    provenance = found.carried or describe(
-        base, base_shape, heads, found.facts, hash_base=hash_base
-    )
     tensors = [_into_namespace(tensor, drafter, heads.origin) for tensor in heads.tensors]
     return Merged((*keys, *provenance), (*base.tensors, *tensors))
+
+
+def check_and_describe(
+    base: Half, found: Heads, *, hash_base: bool
+) -> tuple[KeyValue | Digests, ...]:
+    """Check that the two belong together; the provenance that `found` carries, or a fresh one."""
+    base_shape = read_shape(base, BASE_ARCH)
+    heads = found.drafter.half
+    check_target(found.carried, base, base_shape, heads.origin)
+    check_pair(base, base_shape, heads, found.drafter.shape)
+    return found.carried or describe(base, base_shape, heads, found.facts, hash_base=hash_base)
 
 
 def _borrowed(key: KeyValue, base: Half) -> bool:
@@ -132,13 +139,15 @@ def separate(file: GgufFile) -> tuple[Half, Half]:
     )
     drafter, provenance = _drafter_of(file, whole, base)
     check_pair(base, read_shape(base, BASE_ARCH), drafter.half, drafter.shape)
-    return base, _heads_half(drafter, provenance)
+    heads = stock_form(drafter)
+    return base, replace(heads, keys=(*heads.keys, *provenance))
 
 
-def _heads_half(drafter: Drafter, provenance: tuple[KeyValue, ...]) -> Half:
+def stock_form(drafter: Drafter) -> Half:
+    """The drafter as an unpatched llama.cpp loads it: its ordered head's tensors travel as keys."""
     half = drafter.half
     carried = [half.tensor_by_name[name] for name in ordered_head.NAMES if drafter.ordered]
-    keys = [*half.keys, *(key for tensor in carried for key in carry(tensor)), *provenance]
+    keys = [*half.keys, *(key for tensor in carried for key in carry(encoded_tensor(tensor)))]
     tensors = tuple(item for item in half.tensors if item not in carried)
     return replace(half, keys=tuple(keys), tensors=tensors)
 

@@ -8,17 +8,18 @@ import os
 import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from gguf_mtp.encode import SOURCE_BYTES, Encoder
 from gguf_mtp.errors import FormatError, OutputError
-from gguf_mtp.output import OutputFile, check_output
-from gguf_mtp.plan import Plan, Slot
+from gguf_mtp.output import AppendedFile, OutputFile, Target, check_output
+from gguf_mtp.plan import FilePlan, Plan, Slot, one_gguf
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.source import SourceFile, TensorRef
+from gguf_mtp.readers.tail import read_footer
 
 CHUNK_BYTES = 1 << 20
 MAX_THREADS = 8
@@ -46,34 +47,45 @@ class _Worker:
 def write_gguf(
     plan: Plan, path: Path, *, force: bool = False, progress: Progress | None = None
 ) -> dict[Path, str]:
+    """Write `plan` to `path` as the only GGUF there (see `write_file`)."""
+    return write_file(one_gguf(plan), path, force=force, progress=progress)
+
+
+def write_file(
+    plan: FilePlan, path: Path, *, force: bool = False, progress: Progress | None = None
+) -> dict[Path, str]:
     """Write `plan` to `path`; returns the SHA-256 of the source files that were digested.
 
     `progress` is called with the number of bytes just read. The output appears, complete and
     re-read, by renaming; on any error it is as it was before.
     Raises OutputError, or FormatError when a source changes or ends early.
     """
-    files = plan.source_files
-    check_output(path, files, force=force, needed=plan.total_bytes)
-    digests: dict[Path, str] = {}
+    check_output(path, plan.source_files, force=force, needed=plan.total_bytes)
     with OutputFile(path, plan.total_bytes) as output:
-        for slot in plan.slots:
-            if isinstance(slot.tensor.source, bytes):
-                output.write(memoryview(slot.tensor.source), slot.offset)
-        with _Pipeline(output, progress or (lambda nbytes: None)) as pipeline:
-            for file in files:
-                slots = [slot for slot in plan.slots if _reads(slot, file)]
-                digest = pipeline.run(file, slots, digested=file in plan.digested_files)
-                if digest is not None:
-                    digests[file] = digest
-        output.write(memoryview(plan.header(digests)), 0)
+        digests = _fill(plan, output, progress)
         _reread(plan, digests, output.temp, path)
         output.sync()
         output.publish()
     return digests
 
 
-def bytes_to_read(plan: Plan) -> int:
-    """What `progress` adds up to in `write_gguf`."""
+def append(plan: FilePlan, path: Path, *, progress: Progress | None = None) -> dict[Path, str]:
+    """Write `plan`, a tail, behind the base that the existing file `path` holds.
+
+    The base's bytes are never written to. On an error they are what remains; where the process is
+    killed, a pending footer at the end says where they end. Raises as `write_file`.
+    """
+    if plan.footer is None:
+        raise ValueError("only a tail is appended")
+    with AppendedFile(path, plan.footer) as output:
+        digests = _fill(plan, output, progress)
+        _reread(plan, digests, path, path)
+        output.commit()
+    return digests
+
+
+def bytes_to_read(plan: FilePlan) -> int:
+    """What `progress` adds up to in `write_file`."""
     digested = plan.digested_files
     spans = (slot.tensor.source for slot in plan.slots)
     return sum(os.stat(file).st_size for file in digested) + sum(
@@ -81,23 +93,54 @@ def bytes_to_read(plan: Plan) -> int:
     )
 
 
+def _fill(plan: FilePlan, output: Target, progress: Progress | None) -> dict[Path, str]:
+    """All of the plan's bytes into `output`; the digests of the source files."""
+    digests: dict[Path, str] = {}
+    slots = plan.slots
+    for slot in slots:
+        if isinstance(slot.tensor.source, bytes):
+            output.write(memoryview(slot.tensor.source), slot.offset)
+    with _Pipeline(output, progress or (lambda nbytes: None)) as pipeline:
+        for file in plan.source_files:
+            wanted = [slot for slot in slots if _reads(slot, file)]
+            digest = pipeline.run(file, wanted, digested=file in plan.digested_files)
+            if digest is not None:
+                digests[file] = digest
+    for part in plan.parts:
+        output.write(memoryview(part.plan.header(digests)), part.offset)
+    if plan.footer is not None:
+        begin, end = plan.footer.heads_window
+        footer = replace(plan.footer, sha256=output.sha256(begin, end))
+        output.write(memoryview(footer.encode()), end)
+    return digests
+
+
 def _reads(slot: Slot, file: Path) -> bool:
     return isinstance(slot.tensor.source, TensorRef) and slot.tensor.source.file == file
 
 
-def _reread(plan: Plan, digests: dict[Path, str], temp: Path, path: Path) -> None:
-    """Parse the finished file with the strict reader and compare it with the plan."""
-    written = read_gguf(temp)
-    found = [(ref.name, ref.dtype, ref.shape, ref.offset) for ref in written.tensors]
-    meant = [(s.tensor.name, s.tensor.type.name, s.tensor.shape, s.offset) for s in plan.slots]
-    if found != meant or written.keys != plan.resolved_keys(digests):
-        raise OutputError(f"{path}: the written file does not read back as planned")
+def _reread(plan: FilePlan, digests: dict[Path, str], temp: Path, path: Path) -> None:
+    """Parse the finished file with the strict readers and compare it with the plan."""
+    for part in plan.parts:
+        window = part.offset, part.offset + part.plan.total_bytes
+        written = read_gguf(temp, window=window)
+        found = [(ref.name, ref.dtype, ref.shape, ref.offset) for ref in written.tensors]
+        meant = [
+            (slot.tensor.name, slot.tensor.type.name, slot.tensor.shape, part.offset + slot.offset)
+            for slot in part.plan.slots
+        ]
+        if found != meant or written.keys != part.plan.resolved_keys(digests):
+            raise OutputError(f"{path}: the written file does not read back as planned")
+    if plan.footer is not None:
+        footer = read_footer(temp)
+        if footer is None or footer.heads_window != plan.footer.heads_window:
+            raise OutputError(f"{path}: the written footer does not read back as planned")
 
 
 class _Pipeline:
     """Reader (the caller's thread), converting writers and one digesting thread."""
 
-    def __init__(self, output: OutputFile, progress: Progress) -> None:
+    def __init__(self, output: Target, progress: Progress) -> None:
         threads = min(os.cpu_count() or 1, MAX_THREADS)
         self._output = output
         self._progress = progress

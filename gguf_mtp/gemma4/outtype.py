@@ -10,6 +10,7 @@ from gguf_mtp.ggml import F16, F32, Q8_0, TYPES, GgmlType
 from gguf_mtp.readers.source import TensorRef
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+HEADS_TYPES = OUTTYPES
 ALWAYS_F32 = ("_norm.weight", ".ffn_gate_inp.weight")
 FLOATS = ("F32", "F16", "BF16")
 
