@@ -10,12 +10,13 @@ from gguf_mtp.merged import INLINE, base_from_gguf, join, separate
 from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.namespace import is_merged
 from gguf_mtp.output import check_output, cut
+from gguf_mtp.pipeline import Progress
 from gguf_mtp.plan import FilePlan, appended, copy_of, one_gguf, plan, span, with_tail
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
-from gguf_mtp.writer import Progress, append, write_file
+from gguf_mtp.writer import append, write_file
 
 LAYOUTS = (INLINE, TAIL)
 

@@ -67,6 +67,7 @@ class Target(Closing):
 
     path: Path
     fd: int
+    written = 0  # bytes, about: several threads count
 
     def write(self, data: memoryview, offset: int) -> None:
         """All of `data` at `offset`; safe from several threads."""
@@ -76,6 +77,7 @@ class Target(Closing):
                 done += os.pwrite(self.fd, data[done:], offset + done)
             except OSError as error:
                 raise self._failure("write", error, f" at offset {offset + done}") from error
+        self.written += done
 
     def sha256(self, begin: int, end: int) -> bytes:
         """The SHA-256 of what has been written between two offsets."""

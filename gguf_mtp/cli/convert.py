@@ -10,7 +10,7 @@ import click
 from gguf_mtp.api import LAYOUTS, plan_convert
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_plan
-from gguf_mtp.gemma4.outtype import OUTTYPES
+from gguf_mtp.gemma4.outtype import HEADS_TYPES, OUTTYPES
 from gguf_mtp.merged import INLINE
 from gguf_mtp.namespace import PREFIX
 from gguf_mtp.plan import FilePlan
@@ -45,7 +45,7 @@ from gguf_mtp.writer import bytes_to_read, write_file
 )
 @click.option(
     "--heads-type",
-    type=click.Choice(OUTTYPES),
+    type=click.Choice(HEADS_TYPES),
     help="Number type of the heads' matrices; auto (default) is q8_0.",
 )
 @click.option(
