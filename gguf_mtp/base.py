@@ -28,7 +28,9 @@ def base_from_gguf(file: GgufFile, *, drop_overlay: bool = False) -> Half:
     """
     half = half_from_gguf(file)
     if is_merged(file):
-        raise UnsupportedError(f"{file.path}: already has MTP heads; split it first")
+        raise UnsupportedError(
+            f"{file.path}: already has MTP heads (--replace-heads replaces them)"
+        )
     found = half.value("general.architecture")
     if found != ARCH:
         other = OTHER_FILES.get(str(half.value("general.type"))) or OTHER_FILES.get(str(found))

@@ -49,7 +49,10 @@ F32 = TYPES["F32"]
 F16 = TYPES["F16"]
 BF16 = TYPES["BF16"]
 Q8_0 = TYPES["Q8_0"]
+Q4_0 = TYPES["Q4_0"]
 I32 = TYPES["I32"]
+# No type of ggml's: bytes of another file that are copied without being looked at.
+BYTES = GgmlType(-1, "bytes", 1, 1)
 
 
 def type_by_id(number: int) -> GgmlType:

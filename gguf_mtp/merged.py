@@ -52,10 +52,8 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     Provenance that `found` carries from an earlier conversion is kept, else it is described afresh.
     Raises PairingError, FormatError or UnsupportedError.
     """
-    base_shape = read_shape(base, BASE_ARCH)
+    provenance, notes = check_and_describe(base, found, hash_base=hash_base)
     drafter, heads = found.drafter, found.drafter.half
-    check_target(found.carried, base, base_shape, heads.origin)
-    check_pair(base, base_shape, heads, drafter.shape)
     own = [key for key in heads.keys if not _borrowed(key, base)]
     keys = [
         *base.keys,
@@ -66,13 +64,23 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     if _sorts_rows(drafter):
         keys.append(boolean(ROWS_SORTED_KEY, True))
     keys += _sharing(base, heads)
-    provenance = found.carried or describe(
-        base, base_shape, heads, found.facts, hash_base=hash_base
-    )
     tensors = [_into_namespace(tensor, drafter, heads.origin) for tensor in heads.tensors]
-    ordered = drafter.ordered is not None
-    notes = (*found.notes, *pair_notes(base, heads, found.carried, ordered=ordered))
     return Merged((*keys, *provenance), (*base.tensors, *tensors), notes)
+
+
+def check_and_describe(
+    base: Half, found: Heads, *, hash_base: bool
+) -> tuple[tuple[KeyValue | Digests, ...], tuple[Note, ...]]:
+    """Check that the two belong together; the provenance that `found` carries, or a fresh one, and
+    what to tell the user."""
+    base_shape = read_shape(base, BASE_ARCH)
+    heads = found.drafter.half
+    check_target(found.carried, base, base_shape, heads.origin)
+    check_pair(base, base_shape, heads, found.drafter.shape)
+    ordered = found.drafter.ordered is not None
+    notes = (*found.notes, *pair_notes(base, heads, found.carried, ordered=ordered))
+    fresh = describe(base, base_shape, heads, found.facts, hash_base=hash_base)
+    return found.carried or fresh, notes
 
 
 def _borrowed(key: KeyValue, base: Half) -> bool:

@@ -70,7 +70,7 @@ def stored_tensor(ref: TensorRef, name: str | None = None) -> Tensor:
 
 
 def read_tensor(tensor: Tensor) -> bytes:
-    """A small verbatim tensor's bytes, read whole."""
+    """A small tensor's bytes as its source has them, read whole."""
     if isinstance(tensor.source, bytes):
         return tensor.source
     with SourceFile(tensor.source.file) as source:

@@ -248,6 +248,18 @@ def test_heads_without_ordered_head(tmp_path: Path, tiny_target: Path, name: str
     assert contents(tmp_path / "again.gguf") == contents(tmp_path / "m.gguf")
 
 
+@pytest.mark.parametrize("name", WRITABLE)
+def test_from_a_tail_as_from_an_inline_file(
+    tmp_path: Path, files: dict[str, Path], name: str
+) -> None:
+    convert(files["base"], files["upstream"], tmp_path / "t.gguf", layout="tail")
+    split(tmp_path / "t.gguf", tmp_path / "b.gguf", tmp_path / "h.gguf", dialect=name)
+    assert (tmp_path / "b.gguf").read_bytes() == files["base"].read_bytes()
+    again = foreign(tmp_path / "h.gguf", tmp_path / "f.gguf")
+    expected = foreign(files[name], tmp_path / "e.gguf")
+    assert again.read_bytes() == expected.read_bytes()
+
+
 def test_split_refuses_an_unknown_dialect(tmp_path: Path, tiny_merged: Path) -> None:
     for name in ("overlay", "no such"):
         with pytest.raises(UnsupportedError, match="expected one of 22738, ordered"):
@@ -360,7 +372,7 @@ def test_what_a_file_does_not_say_is_inferred_and_said(
         tensors={"blk.0.layer_output_scale.weight": None},
     )
     merged = plan_convert(files["base"], heads)
-    found = {key.name: key.value for key in merged.resolved_keys({})}
+    found = {key.name: key.value for key in merged.parts[0].plan.resolved_keys({})}
     ours = values(tiny_merged)
     upstream = [*unsaid[:-1], "masked_embd.centroid_count"]
     for name in upstream:
@@ -496,6 +508,10 @@ def test_base_with_an_overlay(tmp_path: Path, files: dict[str, Path]) -> None:
     convert(base, files["upstream"], tmp_path / "m.gguf", replace_heads=True)
     split(tmp_path / "m.gguf", tmp_path / "b.gguf", None)
     assert (tmp_path / "b.gguf").read_bytes() == files["base"].read_bytes()
+    # What is left of the base is no copy of its file, so that a tail goes to a file written anew.
+    convert(base, files["upstream"], tmp_path / "t.gguf", layout="tail", replace_heads=True)
+    split(tmp_path / "t.gguf", tmp_path / "b2.gguf", None)
+    assert (tmp_path / "b2.gguf").read_bytes() == files["base"].read_bytes()
 
 
 @pytest.mark.parametrize(

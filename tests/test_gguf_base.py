@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from gguf_mtp.api import convert, plan_convert, split
+from gguf_mtp.api import attach, convert, plan_convert, split
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.ggml import type_by_id
 from gguf_mtp.keyvalue import KeyValue, ValueType, scalar, string
@@ -68,6 +68,17 @@ def test_base_in_parts(
     assert (tmp_path / "m.gguf").read_bytes() == tiny_merged.read_bytes()
     split(tmp_path / "m.gguf", tmp_path / "b.gguf", None)
     assert (tmp_path / "b.gguf").read_bytes() == pair[0].read_bytes()
+
+
+def test_a_tail_behind_a_base_in_parts(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    """The parts are joined; there is no one file to append to."""
+    parts = write_parts(pair[0], tmp_path / "parts")
+    convert(parts[0], pair[1], tmp_path / "t.gguf", layout="tail")
+    split(tmp_path / "t.gguf", tmp_path / "b.gguf", tmp_path / "h.gguf")
+    assert (tmp_path / "b.gguf").read_bytes() == pair[0].read_bytes()
+    assert (tmp_path / "h.gguf").read_bytes() == pair[1].read_bytes()
+    with pytest.raises(UnsupportedError, match="it is in parts"):
+        attach(parts[0], pair[1])
 
 
 def test_heads_in_parts(tmp_path: Path, pair: tuple[Path, Path], tiny_merged: Path) -> None:

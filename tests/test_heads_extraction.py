@@ -11,7 +11,7 @@ import tiny
 from gguf_mtp.api import convert, plan_convert
 from gguf_mtp.drafters.extraction import upstream_name
 from gguf_mtp.errors import FormatError, PairingError, UnsupportedError
-from gguf_mtp.plan import Plan
+from gguf_mtp.plan import FilePlan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.safetensors import read_safetensors
 
@@ -68,8 +68,8 @@ def renamed(tensors: tiny.Tensors, style: str) -> tiny.Tensors:
     return tensors
 
 
-def values(plan: Plan) -> dict[str, Any]:
-    return {key.name: key.value for key in plan.resolved_keys({})}
+def values(plan: FilePlan) -> dict[str, Any]:
+    return {key.name: key.value for key in plan.parts[0].plan.resolved_keys({})}
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -12,6 +12,8 @@ from gguf_mtp.errors import GgufMtpError
 # Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
 VERBS = {
     "convert": "gguf_mtp.cli.convert",
+    "attach": "gguf_mtp.cli.attach",
+    "detach": "gguf_mtp.cli.detach",
     "inspect": "gguf_mtp.cli.inspect",
     "split": "gguf_mtp.cli.split",
     "validate": "gguf_mtp.cli.validate",

@@ -36,7 +36,7 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Take a merged GGUF apart: the exact inverse of convert.
+    """Take a merged GGUF of either layout apart: the exact inverse of convert.
 
     The base is the file that was merged, byte for byte. The heads are a gemma4-assistant GGUF that
     an unpatched llama.cpp runs with -md; merging the two again gives the same bytes. Other programs
@@ -64,8 +64,7 @@ def command(
             {
                 "output": str(output.path),
                 "bytes": output.plan.total_bytes,
-                "keys": len(output.plan.keys),
-                "tensors": len(output.plan.slots),
+                "tensors": output.plan.n_tensors,
             }
             for output in outputs
         ]
@@ -73,6 +72,6 @@ def command(
     elif not quiet:
         for output in outputs:
             click.echo(
-                f"{output.path}: {len(output.plan.slots)} tensors, "
+                f"{output.path}: {output.plan.n_tensors} tensors, "
                 f"{human_bytes(output.plan.total_bytes)}"
             )

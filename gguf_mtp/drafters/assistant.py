@@ -29,7 +29,7 @@ from gguf_mtp.gemma4.shape import read_shape
 from gguf_mtp.gemma4.target import converted, match_tensors, require_architecture
 from gguf_mtp.gemma4.tensors import Expected, block_shapes, named
 from gguf_mtp.gemma4.vocabulary import has_tokenizer, vocabulary
-from gguf_mtp.ggml import F32, Q8_0, GgmlType
+from gguf_mtp.ggml import F32, GgmlType
 from gguf_mtp.keyvalue import KeyValue, u32
 from gguf_mtp.model import Half, Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
@@ -142,5 +142,5 @@ def _ordered_head(
     where = str(checkpoint.path)
     ordered = check_ordered_head(where, count, top_k, read_int64(ordering), config.vocab_size)
     # Which rows are scored hangs on the centroids, and they are small: never quantized.
-    stored = F32 if number is Q8_0 else number
+    stored = F32 if number.block_values > 1 else number
     return ordered, Tensor(CENTROIDS, stored, centroids.shape, centroids)

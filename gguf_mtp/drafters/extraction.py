@@ -21,7 +21,7 @@ from gguf_mtp.gemma4.config import FULL, SLIDING
 from gguf_mtp.gemma4.keys import FILE_TYPES, quantization_version
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype, stored_type
 from gguf_mtp.gemma4.tensors import BLOCK_HF_NAMES
-from gguf_mtp.ggml import F32, I32, Q8_0, GgmlType
+from gguf_mtp.ggml import F32, I32, GgmlType
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, string, u32
 from gguf_mtp.model import Half, Tensor
 from gguf_mtp.namespace import TOKENIZER
@@ -203,7 +203,7 @@ def _tensor(name: str, ref: TensorRef, number: GgmlType) -> Tensor:
         # Containers keep vectors as [1, 1, n], and a scalar may have no dimension at all.
         shape = (prod(shape),)
     if name == CENTROIDS:
-        return Tensor(name, F32 if number is Q8_0 else number, shape, ref)
+        return Tensor(name, F32 if number.block_values > 1 else number, shape, ref)
     return Tensor(name, stored_type(name, shape, number), shape, ref)
 
 

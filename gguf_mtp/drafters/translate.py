@@ -21,6 +21,7 @@ from gguf_mtp.drafters.ordered_head import (
     decode_ordering,
     encode_ordering,
 )
+from gguf_mtp.encode import encoded_tensor
 from gguf_mtp.errors import FormatError, PairingError, UnsupportedError
 from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
 from gguf_mtp.keyvalue import KeyValue, boolean, string
@@ -149,7 +150,7 @@ def in_dialect(drafter: Drafter, dialect: Dialect) -> Half:
     if dialect.loads_ordered_head:
         return half
     head = [half.tensor_by_name[name] for name in NAMES if drafter.ordered]
-    keys = (*half.keys, *(key for tensor in head for key in carry(tensor)))
+    keys = (*half.keys, *(key for tensor in head for key in carry(encoded_tensor(tensor))))
     return replace(
         half, keys=keys, tensors=tuple(item for item in half.tensors if item not in head)
     )

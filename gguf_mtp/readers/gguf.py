@@ -4,14 +4,14 @@ Source: the GGUF specification (ggml ``docs/gguf.md``) and llama.cpp's ``ggml/sr
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.ggml import type_by_id
 from gguf_mtp.keyvalue import SCALAR_BYTES, KeyValue, ValueType
-from gguf_mtp.readers.source import SourceFile, TensorRef
+from gguf_mtp.readers.source import SourceFile, TensorRef, Window
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -30,7 +30,8 @@ READ_AHEAD = 1 << 20
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A parsed GGUF header. `data_start` is the absolute offset of the tensor data.
+    """A parsed GGUF header. `data_start` is the offset of the tensor data in the file at `path`;
+    `size` is the GGUF's, which may be only a part of that file (see `read_gguf`).
 
     `paths` are the files of one that comes in parts (see `read_gguf_parts`), `path` the first.
     """
@@ -109,14 +110,15 @@ class _Cursor:
         return FormatError(f"{self.source.path}: {message}")
 
 
-def read_gguf(path: Path) -> GgufFile:
+def read_gguf(path: Path, *, window: Window | None = None) -> GgufFile:
     """Read and check the header of the GGUF at `path`; no tensor data is read.
 
+    With `window` the GGUF is what lies between these two offsets of the file.
     A tensor whose type this version does not know is listed under the name ``type N``; its bytes
     are all those up to the next tensor, padding included.
     Raises FormatError, or UnsupportedError for big-endian files and headers beyond the limits.
     """
-    with SourceFile(path) as source:
+    with SourceFile(path, window) as source:
         cursor = _Cursor(source)
         version, n_tensors, n_pairs = _read_counts(cursor)
         keys = _read_pairs(cursor, n_pairs)
@@ -129,6 +131,10 @@ def read_gguf(path: Path) -> GgufFile:
             raise cursor.error(
                 f"{source.size - data_start} bytes follow the header of a file without tensors"
             )
+        begin = source.begin
+        if begin:
+            tensors = tuple(replace(ref, offset=begin + ref.offset) for ref in tensors)
+        data_start += begin
         return GgufFile(path, version, keys, tensors, alignment, data_start, source.size, (path,))
 
 
