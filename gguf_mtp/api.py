@@ -1,26 +1,30 @@
 """The library surface: `convert`, `attach`, `detach` and `split`, as the verbs use them."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gguf_mtp.base import base_from_gguf
 from gguf_mtp.drafters.dialects import BY_NAME, UPSTREAM, WRITABLE
-from gguf_mtp.drafters.sources import read_heads
+from gguf_mtp.drafters.sources import Heads, read_heads
 from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.outtype import K_QUANTS
 from gguf_mtp.gemma4.target import target_half
-from gguf_mtp.merged import INLINE, join, separate
+from gguf_mtp.merged import INLINE, check_and_describe, join, separate
 from gguf_mtp.model import Half
 from gguf_mtp.namespace import is_merged
 from gguf_mtp.output import check_output, cut
 from gguf_mtp.pipeline import Progress
 from gguf_mtp.plan import FilePlan, appended, copy_of, one_gguf, plan, span, with_tail
+from gguf_mtp.quantized import Bars, Needs, in_place_of, needs, no_bars, quantized_base
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
-from gguf_mtp.writer import append, write_file
+from gguf_mtp.writer import append, bytes_to_read, write_file
 
 LAYOUTS = (INLINE, TAIL)
 
@@ -41,46 +45,68 @@ class _Base:
     file: GgufFile | None = None
 
 
-def plan_convert(
-    base: Path,
-    heads: Path,
-    *,
-    outtype: str | None = None,
-    heads_type: str | None = None,
-    layout: str = INLINE,
-    replace_heads: bool = False,
-    hash_base: bool = False,
-) -> FilePlan:
+@dataclass(frozen=True)
+class Options:
+    """How to convert. The types are among `gemma4.outtype.OUTTYPES` and `HEADS_TYPES` (None means
+    ``auto``) and only for checkpoints, as a GGUF is copied. `layout` is one of `LAYOUTS`. A base
+    that has heads is refused unless `replace_heads`. With `hash_base` the SHA-256 of the base's
+    weight files is recorded beside the heads'."""
+
+    outtype: str | None = None
+    heads_type: str | None = None
+    layout: str = INLINE
+    replace_heads: bool = False
+    hash_base: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written, and the SHA-256 of the source files that went into the header."""
+
+    plan: FilePlan
+    digests: dict[Path, str]
+
+
+def plan_convert(base: Path, heads: Path, **options: Any) -> FilePlan:
     """Read both headers, check that the pair fits, and lay out the merged file.
 
-    `base` and `heads` are checkpoint directories or GGUF files. The types are among
-    `gemma4.outtype.OUTTYPES` (None means ``auto``) and only for directories, as a GGUF is copied.
-    `layout` is one of `LAYOUTS`. A base that has heads is refused unless `replace_heads`.
-    With `hash_base` the SHA-256 of the base's weight files is recorded beside the heads'.
-    Raises FormatError, UnsupportedError and PairingError.
+    `base` and `heads` are checkpoint directories or GGUF files; `options` are those of `Options`.
+    Raises FormatError, UnsupportedError (for types that libllama makes, too) and PairingError.
     """
+    chosen = Options(**options)
+    if chosen.outtype in K_QUANTS:
+        raise UnsupportedError(f"{chosen.outtype} is laid out by llama.cpp: there is no plan of it")
+    read, found = _read_pair(base, heads, chosen)
+    return _lay_out(read, found, chosen)
+
+
+def _read_pair(base: Path, heads: Path, options: Options) -> tuple[_Base, Heads]:
     for path in (base, heads):
         if not path.exists():
             raise FormatError(f"{path}: no such file or directory")
     if base.is_dir():
+        outtype = "auto" if options.outtype in K_QUANTS else options.outtype
         read = _Base(target_half(read_checkpoint(base), outtype or "auto"))
-    elif outtype is not None:
+    elif options.outtype is not None:
         raise UnsupportedError(f"{base}: is a GGUF and copied as it is; --outtype is not possible")
     else:
-        read = _read_base_gguf(base, replace_heads)
+        read = _read_base_gguf(base, options.replace_heads)
     if is_tail(heads):
         raise UnsupportedError(f"{heads}: has a base model in it; split it first")
-    found = read_heads(heads, read.half, heads_type)
-    if layout == INLINE:
-        merged = join(read.half, found, hash_base=hash_base)
+    return read, read_heads(heads, read.half, options.heads_type)
+
+
+def _lay_out(base: _Base, found: Heads, options: Options) -> FilePlan:
+    if options.layout == INLINE:
+        merged = join(base.half, found, hash_base=options.hash_base)
         return one_gguf(plan(merged.keys, merged.tensors, merged.notes))
-    if layout != TAIL:
-        raise UnsupportedError(f"layout {layout!a}, expected one of {LAYOUTS}")
-    tail = tail_heads(read.half, found, hash_base=hash_base)
+    if options.layout != TAIL:
+        raise UnsupportedError(f"layout {options.layout!a}, expected one of {LAYOUTS}")
+    tail = tail_heads(base.half, found, hash_base=options.hash_base)
     heads_plan = plan(tail.keys, tail.tensors, tail.notes)
-    if read.file is not None:
-        return with_tail(span(base, (0, read.file.size)), heads_plan)
-    return with_tail(plan(read.half.keys, read.half.tensors), heads_plan)
+    if base.file is not None:
+        return with_tail(span(base.file.path, (0, base.file.size)), heads_plan)
+    return with_tail(plan(base.half.keys, base.half.tensors), heads_plan)
 
 
 def _read_base_gguf(path: Path, replace_heads: bool) -> _Base:
@@ -97,31 +123,36 @@ def _read_base_gguf(path: Path, replace_heads: bool) -> _Base:
     return _Base(half, file if is_whole else None)
 
 
+def quantizing_needs(base: Path, heads: Path, **options: Any) -> Needs:
+    """Upper bounds for a conversion to one of `K_QUANTS`. Raises as `plan_convert`."""
+    read, found = _read_pair(base, heads, Options(**options))
+    check_and_describe(read.half, found, hash_base=False)
+    return needs(read.half, sum(tensor.nbytes for tensor in found.drafter.half.tensors))
+
+
 def convert(
     base: Path,
     heads: Path,
     out: Path,
     *,
-    outtype: str | None = None,
-    heads_type: str | None = None,
-    layout: str = INLINE,
-    replace_heads: bool = False,
-    hash_base: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
-) -> FilePlan:
+    bars: Bars = no_bars,
+    threads: int | None = None,
+    **options: Any,
+) -> Converted:
     """Merge `base` and `heads` into the one file `out` (see `plan_convert`, `write_file`)."""
-    merged = plan_convert(
-        base,
-        heads,
-        outtype=outtype,
-        heads_type=heads_type,
-        layout=layout,
-        replace_heads=replace_heads,
-        hash_base=hash_base,
-    )
-    write_file(merged, out, force=force, progress=progress)
-    return merged
+    chosen = Options(**options)
+    read, found = _read_pair(base, heads, chosen)
+    whole = _lay_out(read, found, chosen)
+    with ExitStack() as stack:
+        if chosen.outtype in K_QUANTS and chosen.outtype is not None:
+            check_output(out, whole.source_files, force=force, needed=0)
+            bounds = needs(read.half, sum(item.nbytes for item in found.drafter.half.tensors))
+            file = stack.enter_context(quantized_base(read.half, chosen.outtype, out, bounds, bars))
+            whole = _lay_out(_Base(in_place_of(read.half, file), file), found, chosen)
+        with bars(out.name, bytes_to_read(whole)) as advance:
+            digests = write_file(whole, out, force=force, progress=advance, threads=threads)
+    return Converted(whole, digests)
 
 
 def plan_attach(

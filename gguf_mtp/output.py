@@ -38,7 +38,7 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool, needed: int
         _check_existing(path, status, inputs, force)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: directory {directory} is not writable")
-    free = _free_bytes(directory)
+    free = free_bytes(directory)
     if needed > free:
         raise OutputError(f"{path}: needs {needed} bytes, {free} are free on its file system")
 
@@ -99,7 +99,7 @@ class Target(Closing):
 
     def _failure(self, what: str, error: OSError, where: str = "") -> OutputError:
         if error.errno == errno.ENOSPC:
-            free = _free_bytes(self.path.parent)
+            free = free_bytes(self.path.parent)
             return OutputError(f"{self.path}: {what} failed{where}: disk full ({free} bytes free)")
         return OutputError(f"{self.path}: {what} failed{where}: {error.strerror}")
 
@@ -173,7 +173,7 @@ class AppendedFile(Target):
             if earlier is not None:
                 os.ftruncate(self.fd, footer.base_bytes)
                 self.sync()
-            free = _free_bytes(path.parent)
+            free = free_bytes(path.parent)
             if needed > free:
                 raise OutputError(f"{path}: needs {needed} bytes more, {free} are free")
             pending = replace(footer, pending=True)
@@ -240,6 +240,7 @@ def _open_locked(path: Path) -> int:
     return fd
 
 
-def _free_bytes(directory: Path) -> int:
+def free_bytes(directory: Path) -> int:
+    """What may still be written to the file system of `directory`."""
     room = os.statvfs(directory)
     return room.f_bavail * room.f_frsize

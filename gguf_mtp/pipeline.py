@@ -181,8 +181,9 @@ def _reorder(
             source.read_into(data.data, ref.offset + begin * row_bytes)
             wanted = (rows >= 0) & (rows < len(gathered))
             picked = data.reshape(len(rows), row_bytes)[wanted].reshape(-1)
-            encoded = _encode(slot, ref, picked, encoder)
-            gathered[rows[wanted]] = encoded.reshape(-1, stored_bytes)
+            if len(picked):
+                encoded = _encode(slot, ref, picked, encoder)
+                gathered[rows[wanted]] = encoded.reshape(-1, stored_bytes)
             if first == 0:
                 shared.advance(len(data))
         shared.output.write(gathered.reshape(-1).data, slot.offset + first * stored_bytes)
