@@ -12,6 +12,7 @@ from gguf_mtp.errors import GgufMtpError
 # Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
 VERBS = {
     "convert": "gguf_mtp.cli.convert",
+    "extract": "gguf_mtp.cli.extract",
     "inspect": "gguf_mtp.cli.inspect",
     "split": "gguf_mtp.cli.split",
     "validate": "gguf_mtp.cli.validate",

@@ -10,6 +10,7 @@ from pathlib import Path
 from gguf_mtp.drafters.assistant import assistant_from_checkpoint
 from gguf_mtp.drafters.carried import CARRIED, restore_carried
 from gguf_mtp.drafters.drafter import Drafter, drafter_from_half
+from gguf_mtp.drafters.litert.gguf import drafter_from_litertlm
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue
 from gguf_mtp.model import Half, half_from_gguf
@@ -17,6 +18,7 @@ from gguf_mtp.namespace import PREFIX, TOKENIZER, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import MAGIC, GgufFile, read_gguf
+from gguf_mtp.readers.litertlm import MAGIC as LITERTLM_MAGIC
 from gguf_mtp.readers.source import SourceFile
 
 
@@ -76,6 +78,11 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
     return heads_from_gguf(read_gguf(path))
 
 
+def _read_litertlm(path: Path, base: Half, heads_type: str | None) -> Heads:
+    found = drafter_from_litertlm(path, base, heads_type)
+    return Heads(found.drafter, facts=found.facts, notes=found.notes)
+
+
 def heads_from_gguf(file: GgufFile) -> Heads:
     """A drafter's GGUF, in upstream's dialect or as `split` wrote it."""
     if is_merged(file):
@@ -97,5 +104,6 @@ def heads_from_gguf(file: GgufFile) -> Heads:
 # In order: the first row that finds its kind reads it.
 SOURCES = (
     HeadsSource("a checkpoint directory", lambda path, start: path.is_dir(), _read_checkpoint),
+    HeadsSource(".litertlm", lambda path, start: start.startswith(LITERTLM_MAGIC), _read_litertlm),
     HeadsSource("GGUF", lambda path, start: start.startswith(MAGIC), _read_gguf),
 )

@@ -11,27 +11,20 @@ import torch
 from litert_torch.generative.layers.normalization import rms_norm_with_hlfb
 from torch.nn import functional
 
-SLIDING = "sliding_attention"
-FULL = "full_attention"
+from litert.original import FULL, SLIDING, Shape, frequencies
+
 EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes in elements. `kv_layers`: layer type -> the target's layer whose cache is read."""
-
-    vocab: int
-    backbone: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dims: dict[str, int]
-    layer_types: tuple[str, ...]
-    kv_layers: dict[str, int]
-    window: int
-    context: int
-    rope: dict[str, tuple[float, float]]
+# The parts of tensor names in Google's packages that tell one matrix from another.
+EXPORTED = {
+    "pre_projection": "mtp_pre_proj",
+    "post_projection": "mtp_post_proj",
+    "embed_tokens": "embedder_decode",
+    "q_proj": "q_einsum",
+    "o_proj": "attn_vec_einsum",
+    "gate_proj": "gating_einsum1",
+    "up_proj": "gating_einsum2",
+    "down_proj": "mlp_linear",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,6 @@ class Style:
 
     composite: bool = True
     softcap: float | None = None
-    mask_bool: bool = True
 
 
 class Drafter(torch.nn.Module):  # type: ignore[misc]
@@ -50,23 +42,28 @@ class Drafter(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self.shape = shape
         self.style = style
-        self.weights = torch.nn.ParameterDict(
-            {
-                name.replace(".", "/"): torch.nn.Parameter(value.float(), requires_grad=False)
-                for name, value in weights.items()
-            }
-        )
+        self.linears = torch.nn.ModuleDict()
+        self.vectors = torch.nn.ParameterDict()
+        for name, value in weights.items():
+            parameter = torch.nn.Parameter(value.float(), requires_grad=False)
+            if value.dim() == 2:
+                linear = torch.nn.Linear(value.shape[1], value.shape[0], bias=False)
+                linear.weight = parameter
+                self.linears[exported_name(name)] = linear
+            else:
+                self.vectors[name.replace(".", "/")] = parameter
         for kind, (theta, rotated) in shape.rope.items():
-            self.register_buffer(f"rope_{kind}", frequencies(shape.head_dims[kind], theta, rotated))
+            turns = frequencies(shape.head_dims[kind], theta, rotated)
+            self.register_buffer(f"rope_{kind}", torch.from_numpy(turns))
 
-    def weight(self, name: str) -> torch.Tensor:
-        return self.weights[name.replace(".", "/")]
+    def vector(self, name: str) -> torch.Tensor:
+        return self.vectors[name.replace(".", "/")]
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return functional.linear(x, self.weight(f"{name}.weight"))
+        return self.linears[exported_name(f"{name}.weight")](x)
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        weight = self.weight(f"{name}.weight")
+        weight = self.vector(f"{name}.weight")
         if self.style.composite:
             return rms_norm_with_hlfb(x, weight, EPSILON, torch.ones_like(weight))
         return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + EPSILON, -0.5) * weight
@@ -119,8 +116,8 @@ class Drafter(torch.nn.Module):  # type: ignore[misc]
             gate = functional.gelu(self.linear(h, f"{name}.mlp.gate_proj"), approximate="tanh")
             h = self.linear(gate * self.linear(h, f"{name}.mlp.up_proj"), f"{name}.mlp.down_proj")
             x = x + self.norm(h, f"{name}.post_feedforward_layernorm")
-            if f"{name}/layer_scalar".replace(".", "/") in self.weights:
-                x = x * self.weight(f"{name}.layer_scalar")
+            if f"{name}.layer_scalar".replace(".", "/") in self.vectors:
+                x = x * self.vector(f"{name}.layer_scalar")
         x = self.norm(x, "model.norm")
         logits = self.linear(x, "model.embed_tokens")
         if self.style.softcap is not None:
@@ -128,28 +125,8 @@ class Drafter(torch.nn.Module):  # type: ignore[misc]
         return {"logits": logits, "projected_activations": self.linear(x, "post_projection")}
 
 
-def frequencies(width: int, theta: float, rotated: float) -> torch.Tensor:
-    """Radians per position for each of the `width` / 2 pairs; 0 for pairs that stand still."""
-    half = width // 2
-    turning = int(width * rotated / 2)
-    values = theta ** (-torch.arange(half, dtype=torch.float64) * 2 / width)
-    return torch.where(torch.arange(half) < turning, values, 0.0).float()
-
-
-def sample_inputs(shape: Shape, position: int, seed: int) -> dict[str, torch.Tensor]:
-    """Random inputs of the signature; `position` keys are visible, key `position` among them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*dims: int) -> torch.Tensor:
-        return torch.randn(*dims, generator=generator)
-
-    inputs = {
-        "activations": normal(1, 1, 2 * shape.backbone),
-        "input_pos": torch.tensor([position], dtype=torch.int32),
-        "mask": (torch.arange(shape.context) <= position).reshape(1, 1, 1, -1),
-    }
-    for kind, layer in sorted(shape.kv_layers.items(), key=lambda item: item[1]):
-        width = shape.head_dims[kind]
-        inputs[f"kv_cache_k_{layer}"] = normal(1, shape.kv_heads, shape.context, width)
-        inputs[f"kv_cache_v_{layer}"] = normal(1, shape.kv_heads, width, shape.context)
-    return inputs
+def exported_name(name: str) -> str:
+    """The submodule that holds the matrix `name`; the exporter names its tensors after it."""
+    parts = name.split(".")
+    layer = f"layer_{parts[2]}_" if parts[1] == "layers" else ""
+    return layer + EXPORTED[parts[-2]]
