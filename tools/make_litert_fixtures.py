@@ -27,7 +27,7 @@ FIXTURES = REPOSITORY / "tests" / "fixtures" / "litert"
 TRAINED_DRAFTER = REPOSITORY / "tests" / "fixtures" / "gemma4-tiny" / "drafter"
 POSITIONS = (3, 11, 20)
 LINEAR = TFLOperationName.FULLY_CONNECTED
-FOUR_BITS = ".*(gating_einsum|mlp_linear|embedder).*"
+FOUR_BITS = ".*(gating_einsum|mlp_linear|embedder|logits).*"
 
 
 def mixed(quantizer: Quantizer) -> None:
@@ -47,7 +47,7 @@ def blockwise(quantizer: Quantizer) -> None:
 
 def static(quantizer: Quantizer) -> None:
     """The linear layers alone, between QUANTIZE and DEQUANTIZE, as in Google's E2B."""
-    quantizer.add_static_config(".*Linear.*", LINEAR, 8, 4)
+    quantizer.add_static_config(".*(Linear|logits|projected).*", LINEAR, 8, 4)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ def write_checkpoint(
     for name in names:
         check_output(directory / name, [drafter.path], force=force, needed=needed)
     with SourceFile(drafter.path) as source:
+        if source.size != drafter.file.size:
+            raise FormatError(f"{drafter.path}: file changed while it was read")
         facts = {
             "file": drafter.path.name,
             "sha256": _digest(source, advance),
