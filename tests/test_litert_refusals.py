@@ -144,7 +144,7 @@ CHANGES: list[tuple[str, Change, type[GgufMtpError], str]] = [
         "gate",
         swapped_gate,
         FormatError,
-        "gate_proj by the dataflow, up_proj by its name",
+        "up_proj by the dataflow, gate_proj by its name",
     ),
     ("no gelu", gate_without_gelu, FormatError, "layer 0: gate_proj: expected one of the two"),
     ("gelu", exact_gelu, FormatError, "layer 0: gate_proj: expected GELU's tanh approximation"),

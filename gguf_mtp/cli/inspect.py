@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
+from gguf_mtp.cli import inspect_litertlm
 from gguf_mtp.cli.show import (
     human_bytes,
     name_table,
@@ -25,6 +26,7 @@ from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION_KEY
 from gguf_mtp.namespace import is_merged as has_heads
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
+from gguf_mtp.readers.litertlm import is_litertlm
 
 MAX_JSON_ITEMS = 64
 
@@ -32,15 +34,32 @@ MAX_JSON_ITEMS = 64
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(file: Path, as_json: bool) -> None:
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    help="Draw the drafter of a .litertlm package: OUT.svg or OUT.html.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
+def command(file: Path, as_json: bool, graph: Path | None, force: bool) -> None:
     """Show a GGUF: what it is, its keys, its tensors, its MTP heads and where they came from.
 
-    Works on any GGUF, merged or not. Long arrays are shown by their first items and their length.
+    Works on any GGUF, merged or not, and on .litertlm packages: their sections, signatures and
+    drafter. Long arrays are shown by their first items and their length.
 
     \b
     Example:
       gguf-mtp inspect e2b-mtp.gguf
     """
+    if is_litertlm(file):
+        if graph is not None:
+            inspect_litertlm.write_graph(file, graph, force=force)
+        if as_json:
+            click.echo(json.dumps(inspect_litertlm.document(file), indent=2))
+        else:
+            inspect_litertlm.print_package(file)
+        return
+    if graph is not None:
+        raise click.UsageError(f"--graph: {file} is no .litertlm package")
     gguf = read_gguf(file, unknown_types=True)
     if as_json:
         click.echo(json.dumps(document(gguf), indent=2))

@@ -11,6 +11,7 @@ from gguf_mtp.errors import GgufMtpError
 
 # Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
 VERBS = {
+    "audit": "gguf_mtp.cli.audit",
     "convert": "gguf_mtp.cli.convert",
     "extract": "gguf_mtp.cli.extract",
     "inspect": "gguf_mtp.cli.inspect",

@@ -80,6 +80,12 @@ class LitertlmFile:
         )
 
 
+def is_litertlm(path: Path) -> bool:
+    """Whether the file at `path` begins like a package."""
+    with SourceFile(path) as source:
+        return source.read(0, min(len(MAGIC), source.size)) == MAGIC
+
+
 def read_litertlm(path: Path) -> LitertlmFile:
     """Read and check the header at `path`; no section is read. Raises FormatError, and
     UnsupportedError for another major version."""
