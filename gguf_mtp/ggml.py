@@ -48,6 +48,7 @@ TYPES = {number.name: number for number in TYPES_BY_ID.values()}
 F32 = TYPES["F32"]
 F16 = TYPES["F16"]
 BF16 = TYPES["BF16"]
+Q4_0 = TYPES["Q4_0"]
 Q8_0 = TYPES["Q8_0"]
 Q4_0 = TYPES["Q4_0"]
 I32 = TYPES["I32"]

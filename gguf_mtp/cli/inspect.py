@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from gguf_mtp.cli import inspect_litertlm
 from gguf_mtp.cli.show import (
     human_bytes,
     name_table,
@@ -26,6 +27,7 @@ from gguf_mtp.merged import ROWS_SORTED_KEY, SHARED_KEY
 from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION, VERSION_KEY, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
+from gguf_mtp.readers.litertlm import is_litertlm
 from gguf_mtp.tail import TAIL, TailFile, read_tail
 
 MAX_JSON_ITEMS = 64
@@ -34,16 +36,32 @@ MAX_JSON_ITEMS = 64
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(file: Path, as_json: bool) -> None:
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    help="Draw the drafter of a .litertlm package: OUT.svg or OUT.html.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
+def command(file: Path, as_json: bool, graph: Path | None, force: bool) -> None:
     """Show a GGUF: what it is, its keys, its tensors, its MTP heads and where they came from.
 
-    Works on any GGUF, merged in either layout or not. Long arrays are shown by their first
-    items and their length.
+    Works on any GGUF, merged in either layout or not, and on .litertlm packages: their sections,
+    signatures and drafter. Long arrays are shown by their first items and their length.
 
     \b
     Example:
       gguf-mtp inspect e2b-mtp.gguf
     """
+    if is_litertlm(file):
+        if graph is not None:
+            inspect_litertlm.write_graph(file, graph, force=force)
+        if as_json:
+            click.echo(json.dumps(inspect_litertlm.document(file), indent=2))
+        else:
+            inspect_litertlm.print_package(file)
+        return
+    if graph is not None:
+        raise click.UsageError(f"--graph: {file} is no .litertlm package")
     tail = read_tail(file)
     gguf = read_gguf(file) if tail is None else tail.base
     if as_json:

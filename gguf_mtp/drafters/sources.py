@@ -12,6 +12,7 @@ from gguf_mtp.drafters.carried import CARRIED, restore_carried
 from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
 from gguf_mtp.drafters.extraction import is_extraction, read_extraction
 from gguf_mtp.drafters.infer import complete
+from gguf_mtp.drafters.litert.gguf import drafter_from_litertlm
 from gguf_mtp.drafters.translate import dialect_of, to_upstream
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue, string, strings
@@ -21,6 +22,7 @@ from gguf_mtp.notes import Note
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import MAGIC, GgufFile
+from gguf_mtp.readers.litertlm import MAGIC as LITERTLM_MAGIC
 from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.source import SourceFile
 
@@ -81,6 +83,12 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
     return heads_from_gguf(read_gguf_parts(path), base)
 
 
+def _read_litertlm(path: Path, base: Half, heads_type: str | None) -> Heads:
+    found = drafter_from_litertlm(path, base, heads_type)
+    notes = tuple(Note("litertlm", message) for message in found.notes)
+    return Heads(found.drafter, facts=found.facts, notes=notes)
+
+
 def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
     """A drafter's GGUF in any dialect, or as `split` wrote it. `base` fills in what is not said.
 
@@ -126,9 +134,11 @@ def _read_extraction(path: Path, base: Half, heads_type: str | None) -> Heads:
     return Heads(found.drafter, facts=inferred_key(found.inferred), notes=note)
 
 
-# In order: the first row that finds its kind reads it.
+# In order: the first row that finds its kind reads it. Magics come before what a safetensors file
+# can only be guessed by.
 SOURCES = (
+    HeadsSource("GGUF", lambda path, start: start.startswith(MAGIC), _read_gguf),
+    HeadsSource(".litertlm", lambda path, start: start.startswith(LITERTLM_MAGIC), _read_litertlm),
     HeadsSource("safetensors", is_extraction, _read_extraction),
     HeadsSource("a checkpoint directory", lambda path, start: path.is_dir(), _read_checkpoint),
-    HeadsSource("GGUF", lambda path, start: start.startswith(MAGIC), _read_gguf),
 )
