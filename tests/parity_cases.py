@@ -76,6 +76,9 @@ def variations() -> Iterator[Case]:
         ("E2B", "older"),
     ):
         yield Case("target", size, "bf16", "bf16", variant=variant, written=True)
+    for dtype in tiny.DTYPES:
+        for outtype in OUTTYPES:
+            yield Case("target", "E2B", dtype, outtype, variant="extremes")
     for variant in (
         "untied",
         "surplus",

@@ -5,6 +5,7 @@ prints what a case should have become, row by row.
 """
 
 import json
+import re
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,13 +24,14 @@ from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from gguf_mtp.writer import write_gguf
-from parity_cases import Case, cases, prepare
+from parity_cases import OUTTYPES, ROLES, Case, cases, prepare, sizes
 
 RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "parity.json").read_text())
+HF_ROW = re.compile(r"^\| (\S+) \| HF (\w+)[^|]*\|((?: [PMR] \|)+)$", re.MULTILINE)
 Checkpoints = dict[Any, Path]
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     return sha256(data).hexdigest()[:32]
 
 
@@ -42,7 +44,7 @@ def keys_of(gguf: GgufFile) -> list[list[Any]]:
 
 
 def tensors_of(gguf: GgufFile) -> list[list[Any]]:
-    data = gguf.path.read_bytes()
+    data = memoryview(gguf.path.read_bytes())
     return [
         [ref.name, ref.dtype, list(ref.shape)[::-1], digest(data[ref.offset :][: ref.nbytes])]
         for ref in gguf.tensors
@@ -187,3 +189,15 @@ def test_ordered_head_equals_the_checkpoint(tmp_path: Path) -> None:
     for at, token in enumerate(ordering):
         stored_row = rows[4 * width * at : 4 * width * (at + 1)]
         assert stored_row[2::4] == canonical[2 * width * token : 2 * width * (token + 1)][::2]
+
+
+def test_the_documented_table_is_what_is_tested() -> None:
+    """Every size and source of docs/conversion.md has its cases, and the other way round."""
+    text = (Path(__file__).parent.parent / "docs" / "conversion.md").read_text(encoding="utf-8")
+    documented = {
+        f"{size}-{dtype}-{role}-{outtype}"
+        for size, dtype, cells in HF_ROW.findall(text)
+        for outtype, _ in zip(OUTTYPES, cells.strip(" |").split("|"), strict=True)
+        for role in ROLES
+    }
+    assert documented == {case.name for case in sizes()}

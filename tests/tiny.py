@@ -360,6 +360,18 @@ def write_drafter(directory: Path, kind: Kind = E2B, dtype: str = "bf16") -> Pat
 SIZES = ("E2B", "E4B", "12B", "26B-A4B", "31B")
 STRUCTURES = Path(__file__).resolve().parent / "structures"
 
+# Front matter in the manner of Google's model cards.
+CARD = """---
+library_name: transformers
+license: apache-2.0
+license_link: https://ai.google.dev/gemma/docs/gemma_4_license
+pipeline_tag: any-to-any
+base_model:
+- google/gemma-4-{size}
+---
+# Small
+"""
+
 
 def structure(size: str, role: str) -> dict[str, Any]:
     """What transformers saved for the `role`, target or drafter, of a `size`."""
@@ -396,7 +408,10 @@ def write_structure(directory: Path, size: str, role: str, dtype: str = "bf16") 
     _write_files(directory, tensors, recorded["files"])
     for name in ("config", "generation_config"):
         write_json(directory / f"{name}.json", recorded[name])
-    write_tokenizer(directory)
-    if role == "target":
-        _write_card(directory)
+    saved = json.loads((STRUCTURES / "tokenizer.json").read_text(encoding="utf-8"))
+    saved["tokenizer"]["model"] |= tokenizer_json()["model"]
+    for name in ("tokenizer", "tokenizer_config"):
+        write_json(directory / f"{name}.json", saved[name])
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}\n{{ messages }}\n")
+    (directory / "README.md").write_text(CARD.format(size=size))
     return directory

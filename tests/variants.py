@@ -3,8 +3,11 @@
 import json
 import struct
 from collections.abc import Callable
+from hashlib import shake_256
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import tiny
 
@@ -136,6 +139,24 @@ def surplus(directory: Path) -> None:
                 name = f"{LANGUAGE}layers.{layer}.self_attn.{part}.weight"
                 added[name] = (dtype, shape, tiny.noise(name, shape, dtype))
         return dict(sorted((tensors | added).items()))
+
+    edit_tensors(directory, change)
+
+
+def extremes(directory: Path) -> None:
+    """In one tensor, every finite value of a 16-bit type, or F32 values of all magnitudes."""
+    patterns = {
+        "BF16": (np.arange(1 << 16, dtype="<u2"), 0x7F80),
+        "F16": (np.arange(1 << 16, dtype="<u2"), 0x7C00),
+        "F32": (np.frombuffer(shake_256(b"extremes").digest(1 << 18), "<u4"), 0x7F800000),
+    }
+
+    def change(tensors: tiny.Tensors) -> tiny.Tensors:
+        name = f"{LANGUAGE}embed_tokens_per_layer.weight"
+        dtype, shape, _ = tensors[name]
+        bits, exponent = patterns[dtype]
+        finite = bits[(bits & exponent) != exponent]
+        return tensors | {name: (dtype, shape, np.resize(finite, shape).tobytes())}
 
     edit_tensors(directory, change)
 

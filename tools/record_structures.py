@@ -3,8 +3,9 @@
 For each size the target and its drafter are built with the size's own structure (number and kinds
 of layers, shared layers, head counts, experts, per-layer inputs, encoders) at small widths, saved,
 and described in ``tests/structures/SIZE.json``: configuration, and name, number type and shape of
-every tensor. The test suite fills the same checkpoints with numbers of its own, so that it needs
-neither torch nor transformers. Run it again when the pinned transformers changes:
+every tensor; ``tokenizer.json`` there is a saved tokenizer without its words. The test suite fills
+the same checkpoints with numbers of its own, so that it needs neither torch nor transformers. Run
+it again when the pinned transformers changes:
 
     PYTHON_WITH_TRANSFORMERS tools/record_structures.py
 
@@ -15,16 +16,28 @@ import argparse
 import json
 import re
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STRUCTURES = Path(__file__).resolve().parent.parent / "tests" / "structures"
-SLIDING, FULL = "sliding_attention", "full_attention"
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+
+import tiny  # noqa: E402
+
+# The names Google's tokenizers give to special tokens, as far as the test suite's has them.
+SPECIAL_TOKENS = {
+    "sot_token": "<|turn>",
+    "eot_token": "<turn|>",
+    "soc_token": "<|channel>",
+    "eoc_token": "<channel|>",
+    "stc_token": "<|tool_call>",
+    "escape_token": '<|"|>',
+}
 LAYER = re.compile(r"\.layers\.(\d+)\.")
-VOCAB_SIZE = 512
 
 Config = dict[str, Any]
 
@@ -90,7 +103,7 @@ class Size:
 
 
 def alternating(sliding: int, groups: int) -> list[str]:
-    return ([SLIDING] * sliding + [FULL]) * groups
+    return ([tiny.SLIDING] * sliding + [tiny.FULL]) * groups
 
 
 SMALL_DRAFTER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -217,8 +230,8 @@ SIZES = (
 
 def text_config(own: Config, layer_types: list[str]) -> Config:
     common = {
-        "vocab_size": VOCAB_SIZE,
-        "vocab_size_per_layer_input": VOCAB_SIZE,
+        "vocab_size": tiny.VOCAB_SIZE,
+        "vocab_size_per_layer_input": tiny.VOCAB_SIZE,
         "num_hidden_layers": len(layer_types),
         "layer_types": layer_types,
         "head_dim": 16,
@@ -254,6 +267,29 @@ def build(size: Size) -> Iterator[tuple[str, Any]]:
         **size.assistant,
     )
     yield "drafter", drafter_class(drafter_config).to(torch.bfloat16)
+
+
+def saved_tokenizer() -> dict[str, Any]:
+    """The files of an instruction-tuned model's tokenizer, without vocabulary and merges."""
+    import transformers
+
+    model = tiny.tokenizer_json()["model"]
+    tokenizer = transformers.GemmaTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        add_bos_token=False,
+        padding_side="left",
+        extra_special_tokens=SPECIAL_TOKENS,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        files = {
+            name: json.loads((Path(scratch) / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("tokenizer", "tokenizer_config")
+        }
+    for name in ("vocab", "merges"):
+        assert files["tokenizer"]["model"].pop(name) == model[name]
+    return files
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -319,7 +355,8 @@ def main() -> None:
     import transformers
 
     torch.set_num_threads(1)
-    STRUCTURES.mkdir(exist_ok=True)
+    tiny.STRUCTURES.mkdir(exist_ok=True)
+    (tiny.STRUCTURES / "tokenizer.json").write_text(dump(saved_tokenizer()))
     for size in SIZES:
         if arguments.only not in size.name:
             continue
@@ -329,7 +366,7 @@ def main() -> None:
                 model.save_pretrained(scratch, max_shard_size=size.max_shard_size)
                 record[role] = describe(Path(scratch))
             print(size.name, role, len(record[role]["tensors"]), "kinds of tensor", flush=True)
-        (STRUCTURES / f"{size.name}.json").write_text(dump(record))
+        (tiny.STRUCTURES / f"{size.name}.json").write_text(dump(record))
 
 
 if __name__ == "__main__":

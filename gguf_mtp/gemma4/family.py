@@ -62,9 +62,12 @@ ARCHITECTURES = {
 def architecture(checkpoint: Checkpoint, role: str) -> Architecture:
     """The row that config.json's ``architectures`` names, which must be of `role`.
 
-    Raises FormatError where it is not one name, UnsupportedError where it is another one.
+    Raises FormatError where it is not one name, UnsupportedError where it is another one or the
+    weights are quantized.
     """
     where = checkpoint.path / "config.json"
+    if checkpoint.config.get("quantization_config"):
+        raise UnsupportedError(f"{where}: quantized checkpoints (quantization_config) are not read")
     value = checkpoint.config.get("architectures")
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
         raise FormatError(f"{where}: architectures is {value!a}, expected one name"[:300])
