@@ -67,7 +67,7 @@ def write_pair(root: Path, size: str, layers: int | None, *, sparse: bool) -> tu
     base, heads = root / f"{size}-bench", root / f"{size}-bench-assistant"
     shapes = {
         item.hf_name: item.shape
-        for item in target_tensors(read_text_config(text, "bench"))
+        for item in target_tensors(read_text_config(text, "bench", "gemma4_text"))
         if item.required
     }
     config = {"architectures": ["Gemma4ForCausalLM"], **text}

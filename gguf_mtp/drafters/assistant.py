@@ -18,6 +18,7 @@ from gguf_mtp.drafters.ordered_head import (
 )
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.config import TextConfig, read_text_config
+from gguf_mtp.gemma4.family import DRAFTER, architecture
 from gguf_mtp.gemma4.general import general_keys
 from gguf_mtp.gemma4.keys import (
     hyperparameters,
@@ -26,7 +27,7 @@ from gguf_mtp.gemma4.keys import (
 )
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype
 from gguf_mtp.gemma4.shape import read_shape
-from gguf_mtp.gemma4.target import converted, match_tensors, require_architecture
+from gguf_mtp.gemma4.target import converted, match_tensors
 from gguf_mtp.gemma4.tensors import Expected, block_shapes, named
 from gguf_mtp.gemma4.vocabulary import has_tokenizer, vocabulary
 from gguf_mtp.ggml import F32, GgmlType
@@ -35,7 +36,6 @@ from gguf_mtp.model import Half, Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
 from gguf_mtp.readers.source import TensorRef
 
-ARCHITECTURES = ("Gemma4AssistantForCausalLM",)
 CENTROIDS_SUFFIX = "masked_embedding.centroids.weight"
 ORDERING_SUFFIX = "masked_embedding.token_ordering"
 
@@ -49,13 +49,13 @@ def assistant_from_checkpoint(
     Raises FormatError and UnsupportedError, naming file and field.
     """
     where = checkpoint.path / "config.json"
-    require_architecture(checkpoint, ARCHITECTURES, "a Gemma 4 drafter")
+    family = architecture(checkpoint, DRAFTER)
     values = checkpoint.config.get("text_config")
     if not isinstance(values, dict):
         raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])
-    config = read_text_config(values, f"{where}: text_config")
+    config = read_text_config(values, f"{where}: text_config", family.text_type)
     config = _with_shared_layers(config, str(where))
-    backbone = _integer(checkpoint, "backbone_hidden_size", 1536)
+    backbone = _integer(checkpoint, "backbone_hidden_size", family.backbone)
     number = heads_outtype(heads_type)
 
     named_refs = {ref.name: ref for ref in checkpoint.tensors}

@@ -171,8 +171,8 @@ def _settings(drafter: LitertDrafter, checkpoint: Checkpoint) -> Iterator[Settin
     if not isinstance(text, dict):
         raise FormatError(f"{where}: text_config is {text!a}, expected an object"[:200])
     own = configuration(drafter)
-    ours = read_text_config(own["text_config"], f"{drafter.path}: drafter")
-    theirs = read_text_config(text, f"{where}: text_config")
+    ours = read_text_config(own["text_config"], f"{drafter.path}: drafter", "gemma4_text")
+    theirs = read_text_config(text, f"{where}: text_config", "gemma4_text")
     findings = drafter.findings
     unknown = {
         "sliding_window": findings.window is None,

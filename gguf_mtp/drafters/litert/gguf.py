@@ -52,7 +52,7 @@ def drafter_from_litertlm(path: Path, base: Half, heads_type: str | None) -> Con
     """
     drafter = read_drafter(path)
     values = configuration(drafter, _settings_of(base))["text_config"]
-    config = read_text_config(values, f"{path}: drafter")
+    config = read_text_config(values, f"{path}: drafter", "gemma4_text")
     matrices = _Matrices(path, heads_type or "auto")
     tensors = [rope_freqs(config)]
     with SourceFile(path) as source:
