@@ -1,25 +1,32 @@
-"""The library surface: `convert` and `split`, as the verbs of the command line use them."""
+"""The library surface: `convert`, `attach`, `detach` and `split`, as the verbs use them."""
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from gguf_mtp.drafters.assistant import assistant_from_checkpoint
+from gguf_mtp.base import base_from_gguf
+from gguf_mtp.drafters.dialects import BY_NAME, UPSTREAM, WRITABLE
+from gguf_mtp.drafters.sources import Heads, read_heads
+from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.outtype import K_QUANTS
 from gguf_mtp.gemma4.target import target_half
-from gguf_mtp.merged import (
-    TOKENIZER,
-    HeadsFile,
-    base_from_gguf,
-    heads_from_gguf,
-    join,
-    separate,
-)
+from gguf_mtp.merged import INLINE, check_and_describe, join, separate
 from gguf_mtp.model import Half
-from gguf_mtp.output import check_output
-from gguf_mtp.plan import Plan, plan
+from gguf_mtp.namespace import is_merged
+from gguf_mtp.output import check_output, cut
+from gguf_mtp.pipeline import Progress
+from gguf_mtp.plan import FilePlan, appended, copy_of, one_gguf, plan, span, with_tail
+from gguf_mtp.quantized import Bars, Needs, in_place_of, needs, no_bars, quantized_base
 from gguf_mtp.readers.checkpoint import read_checkpoint
-from gguf_mtp.readers.gguf import read_gguf
-from gguf_mtp.writer import Progress, write_gguf
+from gguf_mtp.readers.gguf import GgufFile, read_gguf
+from gguf_mtp.readers.parts import read_gguf_parts
+from gguf_mtp.readers.tail import Footer, is_tail, read_footer
+from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
+from gguf_mtp.writer import append, bytes_to_read, write_file
+
+LAYOUTS = (INLINE, TAIL)
 
 
 @dataclass(frozen=True)
@@ -27,50 +34,100 @@ class Output:
     """One file to write, or written."""
 
     path: Path
-    plan: Plan
+    plan: FilePlan
 
 
-def plan_convert(
-    base: Path,
-    heads: Path,
-    *,
-    outtype: str | None = None,
-    heads_type: str | None = None,
-    hash_base: bool = False,
-) -> Plan:
+@dataclass(frozen=True)
+class _Base:
+    """A base model; `file` is set where it is all of a GGUF already."""
+
+    half: Half
+    file: GgufFile | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert. The types are among `gemma4.outtype.OUTTYPES` and `HEADS_TYPES` (None means
+    ``auto``) and only for checkpoints, as a GGUF is copied. `layout` is one of `LAYOUTS`. A base
+    that has heads is refused unless `replace_heads`. With `hash_base` the SHA-256 of the base's
+    weight files is recorded beside the heads'."""
+
+    outtype: str | None = None
+    heads_type: str | None = None
+    layout: str = INLINE
+    replace_heads: bool = False
+    hash_base: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written, and the SHA-256 of the source files that went into the header."""
+
+    plan: FilePlan
+    digests: dict[Path, str]
+
+
+def plan_convert(base: Path, heads: Path, **options: Any) -> FilePlan:
     """Read both headers, check that the pair fits, and lay out the merged file.
 
-    `base` and `heads` are checkpoint directories or GGUF files. The types are among
-    `gemma4.outtype.OUTTYPES` (None means ``auto``) and only for directories, as a GGUF is copied.
-    With `hash_base` the SHA-256 of the base's weight files is recorded beside the heads'.
-    Raises FormatError, UnsupportedError and PairingError.
+    `base` and `heads` are checkpoint directories or GGUF files; `options` are those of `Options`.
+    Raises FormatError, UnsupportedError (for types that libllama makes, too) and PairingError.
     """
+    chosen = Options(**options)
+    if chosen.outtype in K_QUANTS:
+        raise UnsupportedError(f"{chosen.outtype} is laid out by llama.cpp: there is no plan of it")
+    read, found = _read_pair(base, heads, chosen)
+    return _lay_out(read, found, chosen)
+
+
+def _read_pair(base: Path, heads: Path, options: Options) -> tuple[_Base, Heads]:
     for path in (base, heads):
         if not path.exists():
             raise FormatError(f"{path}: no such file or directory")
-    base_half = _read_base(base, outtype)
-    tokenizer = [key for key in base_half.keys if key.name.startswith(TOKENIZER)]
-    if heads.is_dir():
-        checkpoint = read_checkpoint(heads)
-        drafter = assistant_from_checkpoint(checkpoint, heads_type or "auto", tokenizer)
-        found = HeadsFile(drafter, ())
-    else:
-        _refuse_type(heads, "--heads-type", heads_type)
-        found = heads_from_gguf(read_gguf(heads))
-    merged = join(base_half, found.drafter, found.provenance, hash_base=hash_base)
-    return plan(merged.keys, merged.tensors)
-
-
-def _read_base(base: Path, outtype: str | None) -> Half:
     if base.is_dir():
-        return target_half(read_checkpoint(base), outtype or "auto")
-    _refuse_type(base, "--outtype", outtype)
-    return base_from_gguf(read_gguf(base))
+        outtype = "auto" if options.outtype in K_QUANTS else options.outtype
+        read = _Base(target_half(read_checkpoint(base), outtype or "auto"))
+    elif options.outtype is not None:
+        raise UnsupportedError(f"{base}: is a GGUF and copied as it is; --outtype is not possible")
+    else:
+        read = _read_base_gguf(base, options.replace_heads)
+    if is_tail(heads):
+        raise UnsupportedError(f"{heads}: has a base model in it; split it first")
+    return read, read_heads(heads, read.half, options.heads_type)
 
 
-def _refuse_type(path: Path, option: str, value: str | None) -> None:
-    if value is not None:
-        raise UnsupportedError(f"{path}: is a GGUF and copied as it is; {option} is not possible")
+def _lay_out(base: _Base, found: Heads, options: Options) -> FilePlan:
+    if options.layout == INLINE:
+        merged = join(base.half, found, hash_base=options.hash_base)
+        return one_gguf(plan(merged.keys, merged.tensors, merged.notes))
+    if options.layout != TAIL:
+        raise UnsupportedError(f"layout {options.layout!a}, expected one of {LAYOUTS}")
+    tail = tail_heads(base.half, found, hash_base=options.hash_base)
+    heads_plan = plan(tail.keys, tail.tensors, tail.notes)
+    if base.file is not None:
+        return with_tail(span(base.file.path, (0, base.file.size)), heads_plan)
+    return with_tail(plan(base.half.keys, base.half.tensors), heads_plan)
+
+
+def _read_base_gguf(path: Path, replace_heads: bool) -> _Base:
+    footer = read_footer(path)
+    window = None if footer is None else footer.base_window
+    if footer is not None and not footer.pending and not replace_heads:
+        raise UnsupportedError(f"{path}: already has MTP heads (--replace-heads replaces them)")
+    file = read_gguf_parts(path) if window is None else read_gguf(path, window=window)
+    if replace_heads and is_merged(file):
+        base, _ = separate(file)
+        return _Base(base)
+    half = base_from_gguf(file, drop_overlay=replace_heads)
+    is_whole = len(file.paths) == 1 and len(half.tensors) == len(file.tensors)
+    return _Base(half, file if is_whole else None)
+
+
+def quantizing_needs(base: Path, heads: Path, **options: Any) -> Needs:
+    """Upper bounds for a conversion to one of `K_QUANTS`. Raises as `plan_convert`."""
+    read, found = _read_pair(base, heads, Options(**options))
+    check_and_describe(read.half, found, hash_base=False)
+    return needs(read.half, sum(tensor.nbytes for tensor in found.drafter.half.tensors))
 
 
 def convert(
@@ -78,23 +135,100 @@ def convert(
     heads: Path,
     out: Path,
     *,
-    outtype: str | None = None,
-    heads_type: str | None = None,
-    hash_base: bool = False,
     force: bool = False,
+    bars: Bars = no_bars,
+    threads: int | None = None,
+    **options: Any,
+) -> Converted:
+    """Merge `base` and `heads` into the one file `out` (see `plan_convert`, `write_file`)."""
+    chosen = Options(**options)
+    read, found = _read_pair(base, heads, chosen)
+    whole = _lay_out(read, found, chosen)
+    with ExitStack() as stack:
+        if chosen.outtype in K_QUANTS and chosen.outtype is not None:
+            check_output(out, whole.source_files, force=force, needed=0)
+            bounds = needs(read.half, sum(item.nbytes for item in found.drafter.half.tensors))
+            file = stack.enter_context(quantized_base(read.half, chosen.outtype, out, bounds, bars))
+            whole = _lay_out(_Base(in_place_of(read.half, file), file), found, chosen)
+        with bars(out.name, bytes_to_read(whole)) as advance:
+            digests = write_file(whole, out, force=force, progress=advance, threads=threads)
+    return Converted(whole, digests)
+
+
+def plan_attach(
+    base: Path, heads: Path, *, heads_type: str | None = None, replace_heads: bool = False
+) -> FilePlan:
+    """What `attach` appends to the GGUF `base` in place. Raises as `plan_convert`.
+
+    An interrupted attach is taken for what it is: a base whose tail is to be written again.
+    """
+    if base.is_dir():
+        raise UnsupportedError(f"{base}: is a directory; attach takes a GGUF, convert makes one")
+    whole = plan_convert(
+        base, heads, heads_type=heads_type, layout=TAIL, replace_heads=replace_heads
+    )
+    if whole.copied is None:
+        raise UnsupportedError(
+            f"{base}: its heads are inline, or it is in parts; convert --replace-heads writes anew"
+        )
+    return appended(whole)
+
+
+def attach(
+    base: Path,
+    heads: Path,
+    *,
+    heads_type: str | None = None,
+    replace_heads: bool = False,
     progress: Progress | None = None,
-) -> Plan:
-    """Merge `base` and `heads` into the one GGUF `out` (see `plan_convert`, `write_gguf`)."""
-    merged = plan_convert(base, heads, outtype=outtype, heads_type=heads_type, hash_base=hash_base)
-    write_gguf(merged, out, force=force, progress=progress)
-    return merged
+) -> FilePlan:
+    """Append `heads` to the file `base` itself, in the tail layout (see `append`)."""
+    tail = plan_attach(base, heads, heads_type=heads_type, replace_heads=replace_heads)
+    append(tail, base, progress=progress)
+    return tail
 
 
-def plan_split(merged: Path, base_out: Path | None, heads_out: Path | None) -> list[Output]:
-    """The files that `split` writes: the base, the heads, or both."""
-    base, heads = separate(read_gguf(merged))
-    wanted = [(base_out, base), (heads_out, heads)]
-    return [Output(path, plan(half.keys, half.tensors)) for path, half in wanted if path]
+def detach(path: Path, out: Path | None = None, *, force: bool = False) -> Footer:
+    """Give back the base's original bytes: `path` itself cut to them, or a copy of them in `out`.
+
+    Also repairs a file in which attaching was interrupted. Raises FormatError where there is no
+    tail, OutputError where the file cannot be changed or written.
+    """
+    footer = read_footer(path)
+    if footer is None:
+        raise FormatError(f"{path}: has no heads in a tail")
+    if out is None:
+        cut(path, footer.base_bytes)
+    else:
+        write_file(copy_of(path, footer.base_window), out, force=force)
+    return footer
+
+
+def plan_split(
+    merged: Path,
+    base_out: Path | None,
+    heads_out: Path | None,
+    *,
+    dialect: str = UPSTREAM.name,
+) -> list[Output]:
+    """The files that `split` writes: the base, the heads, or both.
+
+    `dialect` is one of `drafters.dialects.WRITABLE`; UnsupportedError is raised for another.
+    """
+    if dialect not in WRITABLE:
+        raise UnsupportedError(f"dialect {dialect!a}, expected one of {', '.join(WRITABLE)}")
+    tail = read_tail(merged)
+    if tail is None:
+        base, heads = separate(read_gguf_parts(merged), BY_NAME[dialect])
+        base_plan = one_gguf(plan(base.keys, base.tensors))
+    else:
+        found = heads_in_tail(tail, base_from_gguf(tail.base))
+        heads = in_dialect(found.drafter, BY_NAME[dialect])
+        heads = replace(heads, keys=(*heads.keys, *found.carried))
+        base_plan = copy_of(merged, tail.footer.base_window)
+    plans = (base_plan, one_gguf(plan(heads.keys, heads.tensors)))
+    wanted = zip((base_out, heads_out), plans, strict=True)
+    return [Output(path, file) for path, file in wanted if path]
 
 
 def split(
@@ -102,11 +236,12 @@ def split(
     base_out: Path | None,
     heads_out: Path | None,
     *,
+    dialect: str = UPSTREAM.name,
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Output]:
-    """Take the merged GGUF apart again: the exact inverse of `convert` of two GGUFs."""
-    outputs = plan_split(merged, base_out, heads_out)
+    """Take the merged file apart again: the exact inverse of `convert` of two GGUFs."""
+    outputs = plan_split(merged, base_out, heads_out, dialect=dialect)
     write_outputs(outputs, force=force, progress=progress)
     return outputs
 
@@ -119,4 +254,4 @@ def write_outputs(
     for output in outputs:
         check_output(output.path, output.plan.source_files, force=force, needed=total)
     for output in outputs:
-        write_gguf(output.plan, output.path, force=force, progress=progress)
+        write_file(output.plan, output.path, force=force, progress=progress)

@@ -5,110 +5,55 @@ Source: this project's format document, layout "inline", format version 1.
 
 from dataclasses import dataclass, replace
 
-from gguf_mtp.drafters import ordered_head
-from gguf_mtp.drafters.assistant import Drafter, assistant_from_half
+from gguf_mtp.drafters.dialects import UPSTREAM, Dialect
+from gguf_mtp.drafters.drafter import Drafter, drafter_from_half
+from gguf_mtp.drafters.sources import Heads
+from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.shape import read_shape
 from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
-from gguf_mtp.ggml import TYPES_BY_ID
-from gguf_mtp.keyvalue import (
-    KeyValue,
-    ValueType,
-    array,
-    boolean,
-    byte_array,
-    byte_array_payload,
-    string,
-    u32,
+from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, u32
+from gguf_mtp.model import Half, Tensor, half_from_gguf
+from gguf_mtp.namespace import (
+    LAYOUT_KEY,
+    PREFIX,
+    TOKENIZER,
+    VERSION,
+    VERSION_KEY,
 )
-from gguf_mtp.model import Half, Tensor, half_from_gguf, read_tensor
-from gguf_mtp.pairing import check_pair
+from gguf_mtp.notes import Note
+from gguf_mtp.pairing import check_pair, pair_notes
 from gguf_mtp.provenance import SOURCE, TARGET, Digests, check_target, describe
 from gguf_mtp.readers.gguf import MAX_NAME_BYTES, GgufFile
 
-PREFIX = "mtp."
-VERSION_KEY = "mtp.format.version"
-VERSION = 1
-LAYOUT_KEY = "mtp.format.layout"
 INLINE = "inline"
+EMBEDDING = "token_embd.weight"
 ROWS_SORTED_KEY = "mtp.gemma4-assistant.masked_embd.rows_sorted"
-TOKENIZER = "tokenizer."
 SHARED_KEY = "mtp.tokenizer.shared"
 # For each of the base's tokenizer keys, in its order: its position among the drafter's keys, or
 # ABSENT where the drafter has no such key or one of its own.
 POSITIONS_KEY = "mtp.tokenizer.positions"
 ABSENT = 0xFFFFFFFF
-# Tensors that travel as keys: `.type` (ggml's number), `.shape` (as in a tensor info, contiguous
-# dimension first) and `.data` (bytes).
-CARRIED = "mtp.carried."
 OWN_KEYS = (VERSION_KEY, LAYOUT_KEY, ROWS_SORTED_KEY, SHARED_KEY, POSITIONS_KEY)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The whole content of a merged file, in order."""
+    """The whole content of a merged file, in order, and what to tell the user about it."""
 
     keys: tuple[KeyValue | Digests, ...]
     tensors: tuple[Tensor, ...]
+    notes: tuple[Note, ...] = ()
 
 
-@dataclass(frozen=True)
-class HeadsFile:
-    """What a heads GGUF holds: the drafter, and the provenance it carries, if any."""
-
-    drafter: Drafter
-    provenance: tuple[KeyValue, ...]
-
-
-def is_merged(file: GgufFile) -> bool:
-    """Whether `file` is a base with heads in it, of any format version or layout."""
-    return VERSION_KEY in file.by_name and any(ref.name.startswith(PREFIX) for ref in file.tensors)
-
-
-def base_from_gguf(file: GgufFile) -> Half:
-    """A plain base model's GGUF. Raises FormatError or UnsupportedError for anything else."""
-    half = half_from_gguf(file)
-    if is_merged(file):
-        raise UnsupportedError(f"{file.path}: already has MTP heads; split it first")
-    taken = [name for name in (*half.by_name, *half.tensor_by_name) if name.startswith(PREFIX)]
-    if taken:
-        raise UnsupportedError(f"{file.path}: {taken[0]!a} is in the namespace of the heads")
-    split_count = half.value("split.count")
-    if split_count not in (None, 0, 1):
-        raise UnsupportedError(f"{file.path}: one of {split_count} parts; merge the parts first")
-    return half
-
-
-def heads_from_gguf(file: GgufFile) -> HeadsFile:
-    """A drafter's GGUF, in upstream's dialect or as `split` wrote it."""
-    if is_merged(file):
-        raise UnsupportedError(f"{file.path}: has a base model in it; split it first")
-    half = half_from_gguf(file)
-    keys, provenance = [], []
-    for key in half.keys:
-        if key.name.startswith((SOURCE, TARGET)):
-            provenance.append(key)
-        elif key.name.startswith(PREFIX) and not key.name.startswith(CARRIED):
-            raise UnsupportedError(f"{file.path}: unknown key {key.name!a}")
-        elif not key.name.startswith(PREFIX):
-            keys.append(key)
-    tensors = (*half.tensors, *_restore_carried(half))
-    drafter = assistant_from_half(replace(half, keys=tuple(keys), tensors=tensors))
-    return HeadsFile(drafter, tuple(provenance))
-
-
-def join(
-    base: Half, drafter: Drafter, carried: tuple[KeyValue, ...] = (), *, hash_base: bool = False
-) -> Merged:
+def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     """Check that the two belong together and lay one into the other's namespace.
 
-    `carried` is the provenance of an earlier conversion; without it, it is described afresh.
+    Provenance that `found` carries from an earlier conversion is kept, else it is described afresh.
     Raises PairingError, FormatError or UnsupportedError.
     """
-    base_shape = read_shape(base, BASE_ARCH)
-    heads = drafter.half
-    check_target(carried, base, base_shape, heads.origin)
-    check_pair(base, base_shape, heads, drafter.shape)
+    provenance, notes = check_and_describe(base, found, hash_base=hash_base)
+    drafter, heads = found.drafter, found.drafter.half
     own = [key for key in heads.keys if not _borrowed(key, base)]
     keys = [
         *base.keys,
@@ -116,12 +61,26 @@ def join(
         string(LAYOUT_KEY, INLINE),
         *(key.renamed(PREFIX + key.name) for key in own),
     ]
-    if drafter.ordered is not None:
+    if _sorts_rows(drafter):
         keys.append(boolean(ROWS_SORTED_KEY, True))
     keys += _sharing(base, heads)
-    provenance = carried or describe(base, base_shape, heads, hash_base=hash_base)
     tensors = [_into_namespace(tensor, drafter, heads.origin) for tensor in heads.tensors]
-    return Merged((*keys, *provenance), (*base.tensors, *tensors))
+    return Merged((*keys, *provenance), (*base.tensors, *tensors), notes)
+
+
+def check_and_describe(
+    base: Half, found: Heads, *, hash_base: bool
+) -> tuple[tuple[KeyValue | Digests, ...], tuple[Note, ...]]:
+    """Check that the two belong together; the provenance that `found` carries, or a fresh one, and
+    what to tell the user."""
+    base_shape = read_shape(base, BASE_ARCH)
+    heads = found.drafter.half
+    check_target(found.carried, base, base_shape, heads.origin)
+    check_pair(base, base_shape, heads, found.drafter.shape)
+    ordered = found.drafter.ordered is not None
+    notes = (*found.notes, *pair_notes(base, heads, found.carried, ordered=ordered))
+    fresh = describe(base, base_shape, heads, found.facts, hash_base=hash_base)
+    return found.carried or fresh, notes
 
 
 def _borrowed(key: KeyValue, base: Half) -> bool:
@@ -144,16 +103,21 @@ def _into_namespace(tensor: Tensor, drafter: Drafter, origin: str) -> Tensor:
             f"{origin}: tensor {tensor.name} has a name of {len(tensor.name.encode())} bytes, "
             f"at most {MAX_NAME_BYTES - len(PREFIX)} fit behind {PREFIX!r}"
         )
-    if tensor.name == "token_embd.weight" and drafter.ordered is not None:
+    if tensor.name == EMBEDDING and drafter.ordered is not None and _sorts_rows(drafter):
         return replace(tensor, name=name, rows=drafter.ordered.sorted_positions)
     return replace(tensor, name=name)
 
 
-def separate(file: GgufFile) -> tuple[Half, Half]:
+def _sorts_rows(drafter: Drafter) -> bool:
+    """Whether the embedding's rows go sorted by centroid into the file; the loader sorts others."""
+    embedding = drafter.half.tensor_by_name[EMBEDDING]
+    return drafter.ordered is not None and embedding.type.is_known
+
+
+def separate(file: GgufFile, dialect: Dialect = UPSTREAM) -> tuple[Half, Half]:
     """The base and the heads of a merged file, each as the GGUF that `split` writes.
 
-    The heads are in upstream's dialect: rows in canonical order, and the tensors of the ordered
-    head, which a stock llama.cpp does not load, carried as keys.
+    The heads' rows are in token order, their names `dialect`'s.
     Raises FormatError when the file is not merged or its parts do not fit together.
     """
     if VERSION_KEY not in file.by_name:
@@ -171,7 +135,8 @@ def separate(file: GgufFile) -> tuple[Half, Half]:
     )
     drafter, provenance = _drafter_of(file, whole, base)
     check_pair(base, read_shape(base, BASE_ARCH), drafter.half, drafter.shape)
-    return base, _carry(drafter, provenance)
+    heads = in_dialect(drafter, dialect)
+    return base, replace(heads, keys=(*heads.keys, *provenance))
 
 
 def _plain(file: GgufFile, name: str) -> object:
@@ -192,14 +157,14 @@ def _drafter_of(file: GgufFile, whole: Half, base: Half) -> tuple[Drafter, tuple
         for item in whole.tensors
         if item.name.startswith(PREFIX)
     )
-    drafter = assistant_from_half(replace(whole, keys=tuple(keys), tensors=tensors))
+    drafter = drafter_from_half(replace(whole, keys=tuple(keys), tensors=tensors))
     is_sorted = _plain(file, ROWS_SORTED_KEY)
     if is_sorted not in (None, drafter.ordered is not None):
         raise FormatError(f"{file.path}: {ROWS_SORTED_KEY} is {is_sorted!a} without ordered head")
     if drafter.ordered is None or not is_sorted:
         return drafter, tuple(provenance)
     canonical = tuple(
-        replace(item, rows=drafter.ordered.ordering) if item.name == "token_embd.weight" else item
+        replace(item, rows=drafter.ordered.ordering) if item.name == EMBEDDING else item
         for item in drafter.half.tensors
     )
     return replace(drafter, half=replace(drafter.half, tensors=canonical)), tuple(provenance)
@@ -224,47 +189,3 @@ def _restore_shared(file: GgufFile, keys: list[KeyValue], base: Half) -> list[Ke
         raise FormatError(f"{file.path}: {POSITIONS_KEY} holds positions twice or past {total}")
     rest = iter(keys)
     return [places[at] if at in places else next(rest) for at in range(total)]
-
-
-def _carry(drafter: Drafter, provenance: tuple[KeyValue, ...]) -> Half:
-    half = drafter.half
-    carried = [half.tensor_by_name[name] for name in ordered_head.NAMES if drafter.ordered]
-    keys = list(half.keys)
-    for tensor in carried:
-        name = CARRIED + tensor.name
-        keys += (
-            u32(f"{name}.type", tensor.type.id),
-            array(f"{name}.shape", ValueType.UINT64, reversed(tensor.shape)),
-            byte_array(f"{name}.data", read_tensor(tensor)),
-        )
-    tensors = tuple(item for item in half.tensors if item not in carried)
-    return replace(half, keys=(*keys, *provenance), tensors=tensors)
-
-
-def _restore_carried(half: Half) -> list[Tensor]:
-    """The tensors that travel as keys; `_carry` is the inverse."""
-    names = [
-        key.name.removeprefix(CARRIED).removesuffix(".data")
-        for key in half.keys
-        if key.name.startswith(CARRIED) and key.name.endswith(".data")
-    ]
-    tensors = []
-    for name in names:
-        type_id = half.value(f"{CARRIED}{name}.type")
-        shape = half.by_name.get(f"{CARRIED}{name}.shape")
-        data = half.by_name[f"{CARRIED}{name}.data"]
-        number = TYPES_BY_ID.get(type_id) if isinstance(type_id, int) else None
-        if number is None or shape is None or shape.item_type is not ValueType.UINT64:
-            raise FormatError(f"{half.origin}: {CARRIED}{name} has no usable type and shape")
-        dims = tuple(reversed(shape.value))
-        fits = 1 <= len(dims) <= 4 and 0 not in dims and number.fits(dims)
-        expected = number.nbytes(dims) if fits else -1
-        if data.item_type is not ValueType.UINT8 or data.count != expected:
-            raise FormatError(
-                f"{half.origin}: {data.name} has {data.count} bytes, "
-                f"expected {expected} for {number.name} {list(dims)}"
-            )
-        if name in half.tensor_by_name or name not in ordered_head.NAMES:
-            raise FormatError(f"{half.origin}: {data.name} is twice in the file or unknown")
-        tensors.append(Tensor(name, number, dims, byte_array_payload(data), verbatim=True))
-    return tensors

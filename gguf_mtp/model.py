@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gguf_mtp.ggml import TYPES, GgmlType
+from gguf_mtp.ggml import GgmlType, type_by_name
 from gguf_mtp.keyvalue import KeyValue
 from gguf_mtp.readers.gguf import GgufFile
 from gguf_mtp.readers.source import SourceFile, TensorRef
@@ -33,7 +33,9 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        return self.type.nbytes(self.shape)
+        if not self.verbatim:
+            return self.type.nbytes(self.shape)
+        return len(self.source) if isinstance(self.source, bytes) else self.source.nbytes
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class Half:
 
 def stored_tensor(ref: TensorRef, name: str | None = None) -> Tensor:
     """The tensor `ref` of a GGUF, to be copied as it is, under `name` if given."""
-    return Tensor(name or ref.name, TYPES[ref.dtype], ref.shape, ref, verbatim=True)
+    return Tensor(name or ref.name, type_by_name(ref.dtype), ref.shape, ref, verbatim=True)
 
 
 def read_tensor(tensor: Tensor) -> bytes:
-    """A small verbatim tensor's bytes, read whole."""
+    """A small tensor's bytes as its source has them, read whole."""
     if isinstance(tensor.source, bytes):
         return tensor.source
     with SourceFile(tensor.source.file) as source:
@@ -80,4 +82,4 @@ def half_from_gguf(file: GgufFile) -> Half:
     tensors = tuple(stored_tensor(ref) for ref in file.tensors)
     license_key = file.by_name.get("general.license")
     stated = str(license_key.value) if license_key else None
-    return Half(str(file.path), "gguf", file.keys, tensors, (file.path,), stated)
+    return Half(str(file.path), "gguf", file.keys, tensors, file.paths, stated)

@@ -1,16 +1,22 @@
-"""An output file that appears complete or not at all: temporary name, fsync, rename, fsync."""
+"""Output files: one that appears complete or not at all (temporary name, fsync, rename, fsync),
+and one that gets a tail in place without its own bytes being touched."""
 
 import errno
+import fcntl
+import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
+from gguf_mtp.closing import Closing
 from gguf_mtp.errors import OutputError
+from gguf_mtp.readers.tail import Footer, read_footer
 
 TEMP_SUFFIX = ".gguf-mtp-partial"
+READ_BYTES = 1 << 20
 
 
 def check_output(path: Path, inputs: Iterable[Path], *, force: bool, needed: int) -> None:
@@ -32,8 +38,7 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool, needed: int
         _check_existing(path, status, inputs, force)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: directory {directory} is not writable")
-    room = os.statvfs(directory)
-    free = room.f_bavail * room.f_frsize
+    free = free_bytes(directory)
     if needed > free:
         raise OutputError(f"{path}: needs {needed} bytes, {free} are free on its file system")
 
@@ -57,7 +62,49 @@ def _check_existing(
         raise OutputError(f"{path}: exists (--force replaces it)")
 
 
-class OutputFile:
+class Target(Closing):
+    """A file that is being written; closing it undoes what is not finished."""
+
+    path: Path
+    fd: int
+    written = 0  # bytes, about: several threads count
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """All of `data` at `offset`; safe from several threads."""
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self.fd, data[done:], offset + done)
+            except OSError as error:
+                raise self._failure("write", error, f" at offset {offset + done}") from error
+        self.written += done
+
+    def sha256(self, begin: int, end: int) -> bytes:
+        """The SHA-256 of what has been written between two offsets."""
+        digest = hashlib.sha256()
+        while begin < end:
+            data = os.pread(self.fd, min(READ_BYTES, end - begin), begin)
+            if not data:
+                raise OutputError(f"{self.path}: ends at {begin}, expected {end} bytes")
+            digest.update(data)
+            begin += len(data)
+        return digest.digest()
+
+    def sync(self) -> None:
+        """Put the bytes on the medium; from here on a power cut cannot lose them."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise self._failure("fsync", error) from error
+
+    def _failure(self, what: str, error: OSError, where: str = "") -> OutputError:
+        if error.errno == errno.ENOSPC:
+            free = free_bytes(self.path.parent)
+            return OutputError(f"{self.path}: {what} failed{where}: disk full ({free} bytes free)")
+        return OutputError(f"{self.path}: {what} failed{where}: {error.strerror}")
+
+
+class OutputFile(Target):
     """A temporary file beside `path`, removed unless `publish` has moved it there."""
 
     def __init__(self, path: Path, nbytes: int) -> None:
@@ -76,33 +123,6 @@ class OutputFile:
             raise
         self._open = True
 
-    def __enter__(self) -> "OutputFile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.discard()
-
-    def write(self, data: memoryview, offset: int) -> None:
-        """All of `data` at `offset`; safe from several threads."""
-        done = 0
-        while done < len(data):
-            try:
-                done += os.pwrite(self.fd, data[done:], offset + done)
-            except OSError as error:
-                raise self._failure("write", error, f" at offset {offset + done}") from error
-
-    def sync(self) -> None:
-        """Put the bytes on the medium; from here on a power cut cannot lose them."""
-        try:
-            os.fsync(self.fd)
-        except OSError as error:
-            raise self._failure("fsync", error) from error
-
     def publish(self) -> None:
         """Close the file and give it its name, durably."""
         self._open = False
@@ -120,8 +140,7 @@ class OutputFile:
         finally:
             os.close(directory)
 
-    def discard(self) -> None:
-        """Remove the temporary file, if it has not been published."""
+    def close(self) -> None:
         if self._open:
             self._open = False
             os.close(self.fd)
@@ -131,9 +150,97 @@ class OutputFile:
         if os.path.lexists(self.temp):
             os.unlink(self.temp)
 
-    def _failure(self, what: str, error: OSError, where: str = "") -> OutputError:
-        if error.errno == errno.ENOSPC:
-            room = os.statvfs(self.path.parent)
-            free = room.f_bavail * room.f_frsize
-            return OutputError(f"{self.path}: {what} failed{where}: disk full ({free} bytes free)")
-        return OutputError(f"{self.path}: {what} failed{where}: {error.strerror}")
+
+class AppendedFile(Target):
+    """An existing file that gets a tail in place; nothing before `footer.base_bytes` is written.
+
+    First a pending footer goes where the finished file will end, so that whoever finds the file
+    half done knows the base's length; cutting it off is the last step. An earlier tail, whole or
+    not, is cut off before. The file is locked against a second writer. Raises OutputError.
+    """
+
+    def __init__(self, path: Path, footer: Footer) -> None:
+        self.path = path
+        self.footer = footer
+        needed = footer.total_bytes - footer.base_bytes
+        self.fd = _open_locked(path)
+        self._open = True
+        try:
+            earlier = read_footer(path)
+            size = os.fstat(self.fd).st_size if earlier is None else earlier.base_bytes
+            if size != footer.base_bytes:
+                raise OutputError(f"{path}: has changed since its header was read")
+            if earlier is not None:
+                os.ftruncate(self.fd, footer.base_bytes)
+                self.sync()
+            free = free_bytes(path.parent)
+            if needed > free:
+                raise OutputError(f"{path}: needs {needed} bytes more, {free} are free")
+            pending = replace(footer, pending=True)
+            super().write(memoryview(pending.encode()), footer.total_bytes)
+            self.sync()
+        except OSError as error:
+            self.close()
+            raise self._failure("cutting", error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, data: memoryview, offset: int) -> None:
+        if offset < self.footer.base_bytes:
+            raise ValueError(f"offset {offset} is in the base")
+        super().write(data, offset)
+
+    def commit(self) -> None:
+        """Make the tail durable, then the file one that has it."""
+        self.sync()
+        try:
+            os.ftruncate(self.fd, self.footer.total_bytes)
+        except OSError as error:
+            raise self._failure("cutting", error) from error
+        self._open = False
+        try:
+            self.sync()
+        finally:
+            os.close(self.fd)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            try:
+                os.ftruncate(self.fd, self.footer.base_bytes)
+                os.fsync(self.fd)
+            finally:
+                os.close(self.fd)
+
+
+def cut(path: Path, nbytes: int) -> None:
+    """Shorten `path` to `nbytes`, durably. Raises OutputError."""
+    fd = _open_locked(path)
+    try:
+        os.ftruncate(fd, nbytes)
+        os.fsync(fd)
+    except OSError as error:
+        raise OutputError(f"{path}: cutting to {nbytes} bytes failed: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def _open_locked(path: Path) -> int:
+    """A descriptor to change the regular file `path` with, which no other process has."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be changed: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise OutputError(f"{path}: is being changed by another process") from None
+    return fd
+
+
+def free_bytes(directory: Path) -> int:
+    """What may still be written to the file system of `directory`."""
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize

@@ -1,10 +1,14 @@
-"""Whether a drafter belongs to a base: everything the two must agree on, checked before writing.
+"""Whether a drafter belongs to a base: everything the two must agree on, checked before writing,
+and what should be said of a pair that fits.
 
 Source: llama.cpp ``src/models/gemma4-assistant.cpp``, ``src/llama-model.cpp`` (key-value sharing).
 """
 
+import re
 import struct
 import zlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from gguf_mtp.errors import PairingError, UnsupportedError
@@ -13,6 +17,7 @@ from gguf_mtp.gemma4.keys import ROPE_FREQS
 from gguf_mtp.gemma4.shape import ModelShape
 from gguf_mtp.keyvalue import KeyValue
 from gguf_mtp.model import Half, read_tensor
+from gguf_mtp.notes import Note
 
 STANDSTILL = struct.pack("<f", 1e30)
 # Keys on which the two tokenizers must agree where both have them. Others (a chat template, say)
@@ -21,6 +26,88 @@ VOCABULARY_KEYS = tuple(
     f"tokenizer.ggml.{name}"
     for name in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id")
 )
+
+
+# Where a model says what it was made from.
+NAME_KEYS = ("general.name", "general.basename", "general.finetune", "mtp.source.name")
+QUANTIZATION_AWARE = re.compile(r"(?<![a-z])qat(?![a-z])")
+# Heads taken out of a LiteRT package, which does not tell everything a checkpoint tells.
+LITERT_KINDS = ("litertlm", "litert-extraction")
+# The hidden size of the drafters (E2B's and E4B's) that Google publishes with an ordered head.
+ORDERED_HEAD_WIDTH = 256
+
+
+def pair_notes(
+    base: Half, heads: Half, carried: Iterable[KeyValue], *, ordered: bool
+) -> tuple[Note, ...]:
+    """What to tell the user about a pair that fits. `carried` is the heads' own provenance."""
+    provenance = {key.name: key.value for key in carried}
+    return tuple(
+        note
+        for note in (
+            _quantization_aware(base, heads, provenance),
+            _litert(heads, provenance),
+            _mixture(base),
+            _ordered(heads, ordered),
+        )
+        if note is not None
+    )
+
+
+def _quantization_aware(base: Half, heads: Half, provenance: dict[str, Any]) -> Note | None:
+    names = [
+        [Path(half.origin).name, *(str(half.value(key)) for key in NAME_KEYS)]
+        for half in (base, heads)
+    ]
+    names[1].append(str(provenance.get("mtp.source.name")))
+    in_base, in_heads = (
+        any(QUANTIZATION_AWARE.search(name.lower()) for name in group) for group in names
+    )
+    if in_base == in_heads:
+        return None
+    which = "heads are" if in_heads else "base is"
+    other = "base is" if in_heads else "heads are"
+    return Note(
+        "qat-mismatch",
+        f"by their names the {which} of the quantization-aware (QAT) release and the {other} not: "
+        f"drafts fit less often than with a matching pair",
+    )
+
+
+def _litert(heads: Half, provenance: dict[str, Any]) -> Note | None:
+    if provenance.get("mtp.source.kind", heads.kind) not in LITERT_KINDS:
+        return None
+    return Note(
+        "litert-heads",
+        "the heads come from a LiteRT package: without ordered head, and with layer scalars of 1.0 "
+        "unless it has them; prefer the drafter checkpoint where there is one",
+    )
+
+
+def _mixture(base: Half) -> Note | None:
+    if not base.value("gemma4.expert_count"):
+        return None
+    return Note(
+        "moe-depth",
+        "a mixture of experts verifies wide batches slowly: draft 1 or 2 tokens "
+        "(--spec-draft-n-max 2), not more",
+    )
+
+
+def _ordered(heads: Half, ordered: bool) -> Note | None:
+    flag = heads.value("gemma4-assistant.use_ordered_embeddings")
+    if ordered and flag is False:
+        return Note(
+            "ordered-head-off",
+            "the heads have an ordered head and a key that says not to use it: it is used",
+        )
+    if not ordered and heads.value("gemma4-assistant.embedding_length") == ORDERED_HEAD_WIDTH:
+        return Note(
+            "no-ordered-head",
+            "the heads come without the ordered head that drafters of this size have: every draft "
+            "scores all tokens; the drafter checkpoint has it",
+        )
+    return None
 
 
 def check_pair(base: Half, base_shape: ModelShape, heads: Half, heads_shape: ModelShape) -> None:
@@ -39,7 +126,7 @@ def check_pair(base: Half, base_shape: ModelShape, heads: Half, heads_shape: Mod
     agree("target hidden size", base_shape.hidden_size, heads_shape.output_size)
     agree("vocabulary size", base_shape.vocab_size, heads_shape.vocab_size)
     _check_tokenizers(base, heads)
-    owners = _kv_owners(base, base_shape)
+    owners = kv_owners(base, base_shape)
     for kind in sorted(set(heads_shape.layer_types)):
         layer = owners[kind]
         for other in range(heads_shape.n_layers):
@@ -96,7 +183,7 @@ def _difference(key: KeyValue, other: KeyValue) -> str:
     return f"{values[at]!a} at {at}"[:80]
 
 
-def _kv_owners(base: Half, shape: ModelShape) -> dict[str, int]:
+def kv_owners(base: Half, shape: ModelShape) -> dict[str, int]:
     """The layer of each kind whose keys and values a drafter reads: the last that owns any.
 
     llama.cpp finds them by position, so the last owners must be a sliding and a full layer.

@@ -35,9 +35,17 @@ class Digests:
 
 
 def describe(
-    base: Half, base_shape: ModelShape, heads: Half, *, hash_base: bool
+    base: Half,
+    base_shape: ModelShape,
+    heads: Half,
+    facts: tuple[KeyValue, ...] = (),
+    *,
+    hash_base: bool,
 ) -> tuple[KeyValue | Digests, ...]:
-    """The provenance of `heads` when first paired with `base`. Base names only, no paths."""
+    """The provenance of `heads` when first paired with `base`. Base names only, no paths.
+
+    `facts` are further ``mtp.source.*`` keys, from the reader of the heads.
+    """
     keys: list[KeyValue | Digests] = [
         string(f"{SOURCE}kind", heads.kind),
         string(f"{SOURCE}name", Path(heads.origin).absolute().name),
@@ -48,6 +56,7 @@ def describe(
     if heads.license is not None:
         keys.append(string(f"{SOURCE}license", heads.license))
     keys += (
+        *facts,
         string(f"{TARGET}kind", base.kind),
         string(f"{TARGET}name", Path(base.origin).absolute().name),
         string(f"{TARGET}architecture", str(base.value("general.architecture"))),

@@ -14,8 +14,8 @@ from gguf_bytes import u32
 from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.errors import FormatError, OutputError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue, string
-from gguf_mtp.merged import is_merged
 from gguf_mtp.model import half_from_gguf
+from gguf_mtp.namespace import is_merged
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.writer import write_gguf
@@ -189,20 +189,6 @@ def test_heads_gguf_in_upstream_dialect(tmp_path: Path, tiny_target: Path) -> No
     )
 
 
-def test_other_spellings_of_the_ordered_head(tmp_path: Path, tiny_merged: Path) -> None:
-    split(tiny_merged, tmp_path / "b.gguf", tmp_path / "h.gguf")
-    arch = "gemma4-assistant"
-    own, other = (f"{arch}.masked_embd.centroid_count", f"{arch}.n_centroids")
-    key = read_gguf(tmp_path / "h.gguf").by_name[own]
-    change: dict[str, KeyValue | None] = {own: None, other: key.renamed(other)}
-    convert(
-        tmp_path / "b.gguf",
-        rewrite(tmp_path / "h.gguf", tmp_path / "o.gguf", change),
-        tmp_path / "m.gguf",
-    )
-    assert values(tmp_path / "m.gguf")[f"mtp.{own}"] == tiny.CENTROIDS
-
-
 def test_alignment_of_the_base_is_kept(tmp_path: Path, tiny_merged: Path) -> None:
     split(tiny_merged, tmp_path / "b.gguf", tmp_path / "h.gguf")
     change = {"general.alignment": KeyValue("general.alignment", u32_type(), u32_bytes(4096))}
@@ -238,11 +224,11 @@ def test_refuses_a_base_with_foreign_names(tmp_path: Path, tiny_merged: Path) ->
         plan_convert(taken, tmp_path / "h.gguf")
 
 
-def test_refuses_heads_of_another_dialect(tmp_path: Path, tiny_merged: Path) -> None:
+def test_refuses_heads_that_are_none(tmp_path: Path, tiny_merged: Path) -> None:
     split(tiny_merged, tmp_path / "b.gguf", tmp_path / "h.gguf")
     arch = "general.architecture"
-    other = rewrite(tmp_path / "h.gguf", tmp_path / "o.gguf", {arch: string(arch, "gemma4_mtp")})
-    with pytest.raises(UnsupportedError, match=r"'gemma4_mtp' \(ik_llama.cpp's dialect\)"):
+    other = rewrite(tmp_path / "h.gguf", tmp_path / "o.gguf", {arch: string(arch, "llama")})
+    with pytest.raises(UnsupportedError, match=r"'llama' \(not a Gemma 4 drafter\), expected MTP"):
         plan_convert(tmp_path / "b.gguf", other)
     with pytest.raises(UnsupportedError, match="a base model"):
         plan_convert(tmp_path / "b.gguf", tmp_path / "b.gguf")

@@ -13,7 +13,7 @@ from gguf_mtp.encode import PASS_VALUES, SOURCE_BYTES, Encoder
 from gguf_mtp.ggml import TYPES
 
 ENCODER = Encoder(4 * PASS_VALUES)
-TARGETS = ("F32", "F16", "BF16", "Q8_0")
+TARGETS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 
 
 def widened(chunk: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.generic]:
@@ -58,7 +58,7 @@ MAGNITUDES = st.sampled_from([127.0, 63.5, 0.49609375, 1e-30, 3e38, 1e-38, 8.4e6
     hnp.arrays(np.int32, 31, elements=st.integers(-254, 254)),
 )
 @settings(max_examples=200, deadline=None)
-def test_q8_0_ties(largest: float, halves: npt.NDArray[np.int32]) -> None:
+def test_ties(largest: float, halves: npt.NDArray[np.int32]) -> None:
     values = np.empty(32, np.float32)
     values[0] = largest
     values[1:] = (halves * (np.float64(largest) / 254)).astype(np.float32)

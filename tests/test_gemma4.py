@@ -10,8 +10,9 @@ import tiny
 from gguf_mtp.errors import FormatError, GgufMtpError, UnsupportedError
 from gguf_mtp.gemma4.config import read_text_config
 from gguf_mtp.gemma4.target import target_half
-from gguf_mtp.gemma4.vocabulary import vocabulary
+from gguf_mtp.gemma4.vocabulary import suppressed_tokens, vocabulary
 from gguf_mtp.readers.checkpoint import read_checkpoint
+from variants import edit_json
 
 CONFIG = tiny.text_config(tiny.E2B)
 
@@ -22,15 +23,27 @@ def test_transformers_spelling_of_the_global_head_width() -> None:
     }
     other = CONFIG | {"per_layer_config": layers}
     del other["global_head_dim"]
-    assert read_text_config(other, "config") == read_text_config(CONFIG, "config")
+    expected = read_text_config(CONFIG, "config", "gemma4_text")
+    assert read_text_config(other, "config", "gemma4_text") == expected
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    config = read_text_config({}, "config")
+    config = read_text_config({}, "config", "gemma4_text")
     assert (config.hidden_size, config.n_layers, config.vocab_size) == (2304, 30, 262_144)
     assert (config.head_dim, config.full_head_dim, config.sliding_window) == (256, 512, 512)
     assert config.layer_types[:6] == (*(tiny.SLIDING,) * 5, tiny.FULL)
     assert (config.full_rope.theta, config.full_rope.rotated) == (1e6, 0.25)
+
+
+def test_defaults_of_the_unified_family() -> None:
+    config = read_text_config({}, "config", "gemma4_unified_text")
+    assert (config.context_length, config.sliding_window) == (262_144, 1024)
+    assert config.per_layer_input_size == 0
+
+
+def test_a_text_configuration_of_the_other_family_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="is 'gemma4_text', expected 'gemma4_unified_text'"):
+        read_text_config(CONFIG, "config", "gemma4_unified_text")
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -64,7 +77,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"rope_parameters": {tiny.FULL: {"rope_type": "yarn"}, tiny.SLIDING: {}}},
         "rope_type is 'yarn', expected 'proportional'",
     ),
-    ({"per_layer_config": {"0": {"head_dim": 64}}}, "entries for the full layers ['2', '4']"),
+    ({"per_layer_config": {"2": {}, "4": {}, "02": {}}}, "entries for the full layers [2, 4]"),
+    ({"per_layer_config": {"2": {}, "9" * 9999: {}}}, "entries for the full layers [2, 4]"),
+    ({"per_layer_config": {"0": {"head_dim": 64}}}, "entries for the full layers [2, 4]"),
     (
         {"per_layer_config": {"2": {"head_dim": 64}, "4": {"head_dim": 128}}},
         "full-attention layers of different widths",
@@ -78,7 +93,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(c)[:60] for c, _ in REFUSED])
 def test_config_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(GgufMtpError) as caught:
-        read_text_config(CONFIG | change, "dir/config.json")
+        read_text_config(CONFIG | change, "dir/config.json", "gemma4_text")
     assert message in str(caught.value)
     assert str(caught.value).startswith("dir/config.json")
 
@@ -99,12 +114,6 @@ def test_architecture_refused(tmp_path: Path, architectures: Any, error: type[Ex
     tiny.write_json(target / "config.json", config)
     with pytest.raises(error, match=r"architecture"):
         target_half(read_checkpoint(target), "auto")
-
-
-def edit(directory: Path, name: str, change: Any) -> None:
-    value = json.loads((directory / name).read_text(encoding="utf-8"))
-    change(value)
-    tiny.write_json(directory / name, value)
 
 
 def swap_ids(value: dict[str, Any]) -> None:
@@ -138,10 +147,12 @@ TOKENIZER_CASES: list[tuple[str, Any, str]] = [
     ("tokenizer_config.json", lambda v: v.update(tokenizer_class="X"), "tokenizer_class is 'X'"),
     ("tokenizer_config.json", lambda v: v.update(extra_special_tokens=7), "expected a list"),
     ("tokenizer_config.json", lambda v: v.update(bos_token="<none>"), "special token '<none>'"),
+    ("tokenizer_config.json", lambda v: v.update(chat_template=7), "chat_template is 7"),
+    ("tokenizer_config.json", lambda v: v.update(chat_template=[{}]), "chat_template holds {}"),
     (
         "tokenizer_config.json",
-        lambda v: v.update(chat_template=[{}]),
-        "several named chat templates",
+        lambda v: v.update(chat_template=[{"name": "default", "template": 7}]),
+        "expected name, text",
     ),
 ]
 
@@ -149,7 +160,7 @@ TOKENIZER_CASES: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("name", "change", "message"), TOKENIZER_CASES)
 def test_tokenizer_refused(tmp_path: Path, name: str, change: Any, message: str) -> None:
     target = tiny.write_target(tmp_path / "t")
-    edit(target, name, change)
+    edit_json(target, name, change)
     with pytest.raises(GgufMtpError) as caught:
         vocabulary(read_checkpoint(target), tiny.VOCAB_SIZE)
     assert message in str(caught.value)
@@ -202,9 +213,39 @@ def test_huge_model_card_is_refused(tmp_path: Path) -> None:
         target_half(read_checkpoint(target), "auto")
 
 
+def test_a_template_that_is_not_utf8(tmp_path: Path) -> None:
+    target = tiny.write_target(tmp_path / "t")
+    (target / "chat_template.jinja").write_bytes(b"{{ \xff }}")
+    with pytest.raises(FormatError, match=r"chat_template\.jinja: not UTF-8 at byte 3"):
+        vocabulary(read_checkpoint(target), tiny.VOCAB_SIZE)
+
+
+def test_a_template_that_is_not_unicode(tmp_path: Path) -> None:
+    target = tiny.write_target(tmp_path / "t")
+    (target / "chat_template.jinja").unlink()
+    (target / "chat_template.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(FormatError, match=r"chat_template\.json: chat_template is not valid Uni"):
+        vocabulary(read_checkpoint(target), tiny.VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("value", [7, [True], [1.0], [-1], [tiny.VOCAB_SIZE], ["1"]])
+def test_suppressed_tokens_refused(tmp_path: Path, value: Any) -> None:
+    target = tiny.write_target(tmp_path / "t")
+    edit_json(target, "generation_config.json", lambda v: v.update(suppress_tokens=value))
+    with pytest.raises(FormatError, match=r"generation_config\.json: suppress_tokens is"):
+        suppressed_tokens(read_checkpoint(target), tiny.VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("value", [None, []])
+def test_no_suppressed_tokens(tmp_path: Path, value: Any) -> None:
+    target = tiny.write_target(tmp_path / "t")
+    edit_json(target, "generation_config.json", lambda v: v.update(suppress_tokens=value))
+    assert suppressed_tokens(read_checkpoint(target), tiny.VOCAB_SIZE) == []
+
+
 @pytest.mark.parametrize("name", ["temperature", "top_k"])
 def test_generation_config_of_the_wrong_type(tmp_path: Path, name: str) -> None:
     target = tiny.write_target(tmp_path / "t")
-    edit(target, "generation_config.json", lambda value: value.update({name: "warm"}))
+    edit_json(target, "generation_config.json", lambda value: value.update({name: "warm"}))
     with pytest.raises(FormatError, match="wrong type"):
         target_half(read_checkpoint(target), "auto")

@@ -10,6 +10,11 @@ import pytest
 import tiny
 from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.errors import PairingError, UnsupportedError
+from gguf_mtp.keyvalue import boolean
+from gguf_mtp.model import half_from_gguf
+from gguf_mtp.plan import plan
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.writer import write_gguf
 
 
 def edit_config(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -163,3 +168,73 @@ def test_layers_that_llama_cpp_cannot_share(tmp_path: Path, tiny_drafter: Path) 
     base = tiny.write_target(tmp_path / "target", kind)
     with pytest.raises(UnsupportedError, match="last layers that own keys and values"):
         plan_convert(base, tiny_drafter)
+
+
+def codes(base: Path, heads: Path) -> list[str]:
+    notes = plan_convert(base, heads).notes
+    assert all(note.message and "\n" not in note.message for note in notes)
+    return [note.code for note in notes]
+
+
+def test_nothing_to_say_of_a_matching_pair(tiny_target: Path, tiny_drafter: Path) -> None:
+    assert codes(tiny_target, tiny_drafter) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "heads", "expected"),
+    [
+        ("gemma-it", "gemma-it-qat-assistant", ["qat-mismatch"]),
+        ("gemma-it-qat-q4_0", "gemma-it-assistant", ["qat-mismatch"]),
+        ("gemma-it-QAT-q4_0", "gemma_qat_assistant", []),
+        ("gemma-qatar", "gemma-it-assistant", []),
+    ],
+)
+def test_quantization_aware_heads_and_bases(
+    tmp_path: Path, base: str, heads: str, expected: list[str]
+) -> None:
+    target = tiny.write_target(tmp_path / base)
+    drafter = tiny.write_drafter(tmp_path / heads)
+    assert codes(target, drafter) == expected
+    # The names travel with the heads.
+    convert(target, drafter, tmp_path / "m.gguf")
+    split(tmp_path / "m.gguf", tmp_path / "b.gguf", tmp_path / "h.gguf")
+    assert codes(tmp_path / "b.gguf", tmp_path / "h.gguf") == expected
+
+
+def test_depth_for_a_mixture_of_experts(tmp_path: Path) -> None:
+    base = tiny.write_target(tmp_path / "target", tiny.MOE)
+    heads = tiny.write_drafter(tmp_path / "drafter", tiny.MOE)
+    assert codes(base, heads) == ["moe-depth"]
+
+
+def test_heads_from_a_litert_package(tmp_path: Path, tiny_target: Path) -> None:
+    shapes = tiny.drafter_shapes(tiny.Kind("plain", ordered=False))
+    tensors: tiny.Tensors = {
+        name: ("BF16", shape, tiny.noise(name, shape, "BF16"))
+        for name, shape in shapes.items()
+        if "scalar" not in name
+    }
+    tiny.write_safetensors(tmp_path / "heads.safetensors", tensors)
+    assert codes(tiny_target, tmp_path / "heads.safetensors") == ["inferred", "litert-heads"]
+    convert(tiny_target, tmp_path / "heads.safetensors", tmp_path / "m.gguf")
+    split(tmp_path / "m.gguf", tmp_path / "b.gguf", tmp_path / "h.gguf")
+    assert codes(tmp_path / "b.gguf", tmp_path / "h.gguf") == ["litert-heads"]
+
+
+def test_ordered_head_that_is_off(tmp_path: Path, tiny_merged: Path) -> None:
+    split(tiny_merged, tmp_path / "b.gguf", tmp_path / "h.gguf", dialect="ordered")
+    half = half_from_gguf(read_gguf(tmp_path / "h.gguf"))
+    name = "gemma4-assistant.use_ordered_embeddings"
+    keys = tuple(boolean(name, False) if key.name == name else key for key in half.keys)
+    write_gguf(plan(keys, half.tensors), tmp_path / "off.gguf")
+    assert codes(tmp_path / "b.gguf", tmp_path / "h.gguf") == []
+    assert codes(tmp_path / "b.gguf", tmp_path / "off.gguf") == ["ordered-head-off"]
+
+
+def test_ordered_head_that_is_missed(
+    tmp_path: Path, tiny_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = tiny.write_drafter(tmp_path / "drafter", tiny.Kind("plain", ordered=False))
+    assert codes(tiny_target, heads) == []
+    monkeypatch.setattr("gguf_mtp.pairing.ORDERED_HEAD_WIDTH", tiny.DRAFTER_HIDDEN)
+    assert codes(tiny_target, heads) == ["no-ordered-head"]

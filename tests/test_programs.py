@@ -15,7 +15,8 @@ import pytest
 
 from demo import same_text
 from gguf_mtp import api
-from gguf_mtp.merged import heads_from_gguf
+from gguf_mtp.drafters.sources import heads_from_gguf
+from gguf_mtp.model import half_from_gguf
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.validate.prompts import Prompt, load_prompts
@@ -43,7 +44,7 @@ def files(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
     root = tmp_path_factory.mktemp("halves")
     base, heads, with_tensors = (root / f"{name}.gguf" for name in ("base", "heads", "tensors"))
     api.split(merged_f32, base, heads)
-    drafter = heads_from_gguf(read_gguf(heads)).drafter
+    drafter = heads_from_gguf(read_gguf(heads), half_from_gguf(read_gguf(base))).drafter
     write_gguf(plan(drafter.half.keys, drafter.half.tensors), with_tensors)
     assert "masked_embd_ordering" in {tensor.name for tensor in read_gguf(with_tensors).tensors}
     return Files(merged_f32, base, heads, with_tensors)

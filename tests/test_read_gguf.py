@@ -111,8 +111,18 @@ REFUSED = {
         build((ARCH,), (Info(b"a", (1 << 62,), F32, 0),), DATA),
         "truncated",
     ),
-    "unknown type": (build((ARCH,), (Info(b"a", (8,), 255, 0),), DATA), "unknown type 255"),
-    "removed type": (build((ARCH,), (Info(b"a", (8,), 4, 0),), DATA), "unknown type 4"),
+    "unknown type cut short": (
+        build((ARCH,), (Info(b"a", (8,), 255, 0),), DATA[:-1]),
+        "unknown type 255, and 127 bytes follow its offset: its size cannot be told",
+    ),
+    "unknown type without data": (
+        build((ARCH,), (Info(b"a", (8,), 4, 0),)),
+        "unknown type 4, and 0 bytes",
+    ),
+    "two tensors of unknown type in one place": (
+        build((ARCH,), (Info(b"a", (8,), 255, 0), Info(b"b", (8,), 255, 0)), DATA),
+        "tensor a has unknown type 255, and 0 bytes",
+    ),
     "rows of half blocks": (build((ARCH,), (Info(b"a", (48,), Q8_0, 0),), DATA), "multiple of 32"),
     "offset past the end": (
         build((ARCH,), (ONE, Info(b"b", (8,), F32, 1 << 40)), DATA),
@@ -204,12 +214,11 @@ def test_strings_longer_than_the_read_ahead(tmp_path: Path) -> None:
     assert gguf.by_name["n"].value == 1
 
 
-def test_unknown_types_can_be_listed(tmp_path: Path) -> None:
-    infos = (Info(b"a", (8,), 255, 0), Info(b"b", (8,), F32, 64))
-    gguf = read_gguf(
-        write(tmp_path / "f.gguf", build((ARCH,), infos, bytes(96))), unknown_types=True
-    )
-    assert [(ref.dtype, ref.nbytes) for ref in gguf.tensors] == [("type 255", 64), ("F32", 32)]
+def test_unknown_types_take_all_bytes_up_to_the_next(tmp_path: Path) -> None:
+    infos = (Info(b"a", (8,), 255, 0), Info(b"b", (8,), F32, 64), Info(b"c", (3,), 4, 96))
+    gguf = read_gguf(write(tmp_path / "f.gguf", build((ARCH,), infos, bytes(160))))
+    sizes = [(ref.dtype, ref.nbytes) for ref in gguf.tensors]
+    assert sizes == [("type 255", 64), ("F32", 32), ("type 4", 64)]
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])

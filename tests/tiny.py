@@ -282,34 +282,6 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text("{{ bos_token }}\n{{ messages }}\n")
 
 
-def vary_tokenizer(directory: Path) -> None:
-    """Say the same in other ways that Hugging Face allows, with added tokens behind the rest."""
-    tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-    vocab = tokenizer["model"]["vocab"]
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    for special, old in ((True, VOCAB_SIZE - 2), (False, VOCAB_SIZE - 1)):
-        text = next(text for text, number in vocab.items() if number == old)
-        del vocab[text]
-        merges = [merge for merge in tokenizer["model"]["merges"] if "".join(merge) != text]
-        tokenizer["model"]["merges"] = merges
-        entry = {"id": old, "content": f"<added-{old}>", **plain, "special": special}
-        tokenizer["added_tokens"].append(entry)
-    write_json(directory / "tokenizer.json", tokenizer)
-    bos = {"content": "<bos>", **plain, "__type": "AddedToken"}
-    settings = {
-        "tokenizer_class": "GemmaTokenizer",
-        "bos_token": bos,
-        "eos_token": "<eos>",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "image_token": "<|turn>",
-        "model_specific_special_tokens": {"escape_token": '<|"|>'},
-        "additional_special_tokens": [f"<added-{VOCAB_SIZE - 2}>"],
-        "chat_template": "from the settings",
-    }
-    write_json(directory / "tokenizer_config.json", settings)
-
-
 def _fill(shapes: dict[str, tuple[int, ...]], dtype: str) -> Tensors:
     name = DTYPES[dtype]
     return {key: (name, shape, noise(key, shape, name)) for key, shape in sorted(shapes.items())}
@@ -337,22 +309,29 @@ def write_target(
         config["architectures"] = ["Gemma4ForCausalLM"]
     write_json(directory / "config.json", config)
     tensors = _fill(target_shapes(kind), dtype)
-    if shards == 1:
-        write_safetensors(directory / "model.safetensors", tensors)
-    else:
-        weight_map: dict[str, str] = {}
-        for index in range(shards):
-            name = f"model-{index + 1:05}-of-{shards:05}.safetensors"
-            part = dict(list(tensors.items())[index::shards])
-            write_safetensors(directory / name, part)
-            weight_map |= dict.fromkeys(part, name)
-        write_json(directory / "model.safetensors.index.json", {"weight_map": weight_map})
+    names = [f"model-{index + 1:05}-of-{shards:05}.safetensors" for index in range(shards)]
+    _write_files(directory, tensors, ["model.safetensors"] if shards == 1 else names)
     write_tokenizer(directory)
-    card = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- tiny\n---\n# Tiny\n"
-    (directory / "README.md").write_text(card)
+    _write_card(directory)
     generation = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "repetition_penalty": 1.1}
     write_json(directory / "generation_config.json", generation)
     return directory
+
+
+def _write_files(directory: Path, tensors: Tensors, names: list[str]) -> None:
+    """Deal `tensors` out to the files `names`, with an index where there are several."""
+    weight_map: dict[str, str] = {}
+    for index, name in enumerate(names):
+        part = dict(list(tensors.items())[index :: len(names)])
+        write_safetensors(directory / name, part)
+        weight_map |= dict.fromkeys(part, name)
+    if len(names) > 1:
+        write_json(directory / "model.safetensors.index.json", {"weight_map": weight_map})
+
+
+def _write_card(directory: Path) -> None:
+    card = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- tiny\n---\n# Tiny\n"
+    (directory / "README.md").write_text(card)
 
 
 def write_drafter(directory: Path, kind: Kind = E2B, dtype: str = "bf16") -> Path:
@@ -374,4 +353,65 @@ def write_drafter(directory: Path, kind: Kind = E2B, dtype: str = "bf16") -> Pat
         tensors = {"masked_embedding.token_ordering": data, **tensors}
     write_safetensors(directory / "model.safetensors", tensors)
     write_tokenizer(directory)
+    return directory
+
+
+# The sizes of Gemma 4, of which ``tools/record_structures.py`` recorded the structure.
+SIZES = ("E2B", "E4B", "12B", "26B-A4B", "31B")
+STRUCTURES = Path(__file__).resolve().parent / "structures"
+
+# Front matter in the manner of Google's model cards.
+CARD = """---
+library_name: transformers
+license: apache-2.0
+license_link: https://ai.google.dev/gemma/docs/gemma_4_license
+pipeline_tag: any-to-any
+base_model:
+- google/gemma-4-{size}
+---
+# Small
+"""
+
+
+def structure(size: str, role: str) -> dict[str, Any]:
+    """What transformers saved for the `role`, target or drafter, of a `size`."""
+    recorded: dict[str, Any] = json.loads((STRUCTURES / f"{size}.json").read_text())[role]
+    return recorded
+
+
+def structure_shapes(recorded: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Number type and shape of every tensor, sorted by name."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for pattern, dtype, shape, layers in recorded["tensors"]:
+        for layer in _numbers(layers) if layers else [""]:
+            found[pattern.replace("*", str(layer))] = (dtype, tuple(shape))
+    return dict(sorted(found.items()))
+
+
+def _numbers(spans: str) -> Iterator[int]:
+    """``0-2,5`` as 0, 1, 2, 5."""
+    for span in spans.split(","):
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def write_structure(directory: Path, size: str, role: str, dtype: str = "bf16") -> Path:
+    """Write a checkpoint of a size's recorded structure, its floats in `dtype`."""
+    directory.mkdir(parents=True)
+    recorded = structure(size, role)
+    tensors: Tensors = {}
+    for name, (recorded_dtype, shape) in structure_shapes(recorded).items():
+        if recorded_dtype == "I64":
+            tensors[name] = ("I64", shape, ordering(*shape))
+        else:
+            tensors[name] = (DTYPES[dtype], shape, noise(name, shape, DTYPES[dtype]))
+    _write_files(directory, tensors, recorded["files"])
+    for name in ("config", "generation_config"):
+        write_json(directory / f"{name}.json", recorded[name])
+    saved = json.loads((STRUCTURES / "tokenizer.json").read_text(encoding="utf-8"))
+    saved["tokenizer"]["model"] |= tokenizer_json()["model"]
+    for name in ("tokenizer", "tokenizer_config"):
+        write_json(directory / f"{name}.json", saved[name])
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}\n{{ messages }}\n")
+    (directory / "README.md").write_text(CARD.format(size=size))
     return directory

@@ -4,6 +4,9 @@ The test suite compares this project's output with the record, so that it needs 
 llama.cpp. Run it again when the pinned llama.cpp or the checkpoints change:
 
     python tools/record_parity.py --llama-cpp DIR --python PYTHON_WITH_TORCH
+
+With --show CASE nothing is recorded: the converter's keys and tensors are printed, one a line,
+to be compared with `gguf-mtp inspect`.
 """
 
 import argparse
@@ -11,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from parity_cases import Case, cases, prepare  # noqa: E402
+from parity_cases import cases, prepare  # noqa: E402
 
 RECORD = ROOT / "tests" / "parity.json"
+RUNNER = Path(__file__).with_name("upstream_converter.py")
+Rows = list[list[Any]]
 
 
 def main() -> None:
@@ -29,32 +33,56 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path, required=True, help="a llama.cpp source tree")
     parser.add_argument("--python", required=True, help="a python with torch and transformers")
     parser.add_argument("--only", default="", help="record only cases whose name contains this")
+    parser.add_argument("--show", default="", help="print what this case becomes; record nothing")
     arguments = parser.parse_args()
     record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    chosen = [case for case in cases() if arguments.only in case.name]
-    with tempfile.TemporaryDirectory() as scratch:
-        for case in chosen:
-            checkpoint = prepare(case, Path(scratch) / case.name)
+    converter = Upstream(arguments.python, arguments.llama_cpp)
+    for case in cases():
+        if arguments.show not in ("", case.name) or arguments.only not in case.name:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "upstream.gguf"
-            run_upstream(arguments.python, arguments.llama_cpp, case, checkpoint, out)
-            record[case.name] = describe(out)
-            print(case.name, len(record[case.name]["tensors"]), "tensors", flush=True)
-    names = {case.name for case in cases()}
-    kept = {name: record[name] for name in sorted(record) if name in names}
-    RECORD.write_text(dump(kept))
+            error = converter.convert(prepare(case, Path(scratch)), out, case.outtype)
+            if error is not None and not case.written:
+                raise SystemExit(f"{case.name}: upstream failed: {error}")
+            keys, tensors = ([], []) if error is not None else describe(out)
+            record[case.name] = {"error": error} if error else summary(out, keys, tensors)
+        if arguments.show:
+            print(*map(json.dumps, [*keys, *tensors]), sep="\n")
+        print(case.name, error or f"{len(keys)} keys, {len(tensors)} tensors", flush=True)
+    if not arguments.show:
+        names = {case.name for case in cases()}
+        rows = (f"{json.dumps(n)}: {json.dumps(record[n])}" for n in sorted(record) if n in names)
+        RECORD.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
-def run_upstream(python: str, tree: Path, case: Case, checkpoint: Path, out: Path) -> None:
-    script = tree / "convert_hf_to_gguf.py"
-    command = [python, str(script), str(checkpoint)]
-    command += ["--outfile", str(out), "--outtype", case.outtype]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"{case.name}: upstream failed:\n{result.stderr[-2000:]}")
+class Upstream:
+    """llama.cpp's converter, running."""
+
+    def __init__(self, python: str, tree: Path) -> None:
+        self.process = subprocess.Popen(
+            [python, str(RUNNER), str(tree)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def convert(self, checkpoint: Path, out: Path, outtype: str) -> str | None:
+        """Write `out`; the error in words where that fails."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([str(checkpoint), str(out), outtype]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("the converter's process ended")
+        error: str | None = json.loads(answer)
+        return error
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Names, types and hashes, in order, read with gguf-py and not with the code under test."""
+def describe(path: Path) -> tuple[Rows, Rows]:
+    """Keys and tensors, in order, read with gguf-py and not with the code under test."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -67,26 +95,26 @@ def describe(path: Path) -> dict[str, Any]:
         [item.name, item.tensor_type.name, item.shape.tolist(), digest(item.data.tobytes())]
         for item in reader.tensors
     ]
-    return {"file": digest(path.read_bytes()), "keys": keys, "tensors": tensors}
+    return keys, tensors
+
+
+def summary(path: Path, keys: Rows, tensors: Rows) -> dict[str, Any]:
+    """Counts and hashes. A drafter's keys may be followed by more, and the order of the tensors
+    hangs on how the checkpoint is cut into files."""
+    return {
+        "file": digest(path.read_bytes()),
+        "keys": digest_rows(keys),
+        "tensors": digest_rows(tensors),
+        "sorted": digest_rows(sorted(tensors))[1],
+    }
+
+
+def digest_rows(rows: Rows) -> list[Any]:
+    return [len(rows), digest(json.dumps(rows).encode())]
 
 
 def digest(*parts: bytes) -> str:
     return sha256(b"".join(parts)).hexdigest()[:32]
-
-
-def dump(record: dict[str, Any]) -> str:
-    """JSON with one key or tensor a line."""
-
-    def lines() -> Iterator[str]:
-        for index, (name, entry) in enumerate(record.items()):
-            yield f"{',' if index else ''}{json.dumps(name)}: {{"
-            yield f'"file": {json.dumps(entry["file"])},'
-            for last, field in ((False, "keys"), (True, "tensors")):
-                rows = ",\n".join(json.dumps(row) for row in entry[field])
-                yield f'"{field}": [\n{rows}\n]{"" if last else ","}'
-            yield "}"
-
-    return "{\n" + "\n".join(lines()) + "\n}\n"
 
 
 if __name__ == "__main__":

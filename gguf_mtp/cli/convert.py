@@ -2,18 +2,22 @@
 
 import json
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gguf_mtp.api import plan_convert
+from gguf_mtp.api import LAYOUTS, convert, plan_convert, quantizing_needs
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
-from gguf_mtp.cli.show import human_bytes, plan_rows, print_plan
-from gguf_mtp.gemma4.outtype import OUTTYPES
-from gguf_mtp.merged import PREFIX
-from gguf_mtp.plan import Plan
-from gguf_mtp.writer import bytes_to_read, write_gguf
+from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
+from gguf_mtp.gemma4.outtype import HEADS_TYPES, K_QUANTS, OUTTYPES
+from gguf_mtp.merged import INLINE
+from gguf_mtp.namespace import PREFIX
+from gguf_mtp.plan import FilePlan
+from gguf_mtp.quantized import Needs
+from gguf_mtp.tail import TAIL
 
 
 @click.command()
@@ -39,14 +43,25 @@ from gguf_mtp.writer import bytes_to_read, write_gguf
 @click.option(
     "--outtype",
     type=click.Choice(OUTTYPES),
-    help="Number type of the base's matrices; auto (default) keeps 16-bit floats.",
+    help="Number type of the base's matrices; auto (default) keeps 16-bit floats. The k types are "
+    "made by llama.cpp's own quantizer.",
 )
 @click.option(
     "--heads-type",
-    type=click.Choice(OUTTYPES),
+    type=click.Choice(HEADS_TYPES),
     help="Number type of the heads' matrices; auto (default) is q8_0.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default=INLINE,
+    show_default=True,
+    help="inline: one model file for the patched llama.cpp. tail: the base's own bytes with the "
+    "heads behind, which every llama.cpp loads as the plain base.",
+)
+@click.option("--replace-heads", is_flag=True, help="Replace the heads of a base that has some.")
 @click.option("--hash-base", is_flag=True, help="Record the SHA-256 of the base's files too.")
+@click.option("--threads", type=click.IntRange(1), help="Default: one for each CPU.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -57,7 +72,10 @@ def command(
     output: Path,
     outtype: str | None,
     heads_type: str | None,
+    layout: str,
+    replace_heads: bool,
     hash_base: bool,
+    threads: int | None,
     force: bool,
     dry_run: bool,
     quiet: bool,
@@ -73,39 +91,73 @@ def command(
     Example:
       gguf-mtp convert --base gemma-4-E2B-it --heads gemma-4-E2B-it-assistant -o e2b-mtp.gguf
     """
+    options: dict[str, Any] = {
+        "outtype": outtype,
+        "heads_type": heads_type,
+        "layout": layout,
+        "replace_heads": replace_heads,
+        "hash_base": hash_base,
+    }
+    silent = quiet or as_json
     with exit_on_signals():
-        plan = plan_convert(
-            base, heads, outtype=outtype, heads_type=heads_type, hash_base=hash_base
-        )
-        if dry_run:
+        if outtype in K_QUANTS:
+            bounds = quantizing_needs(base, heads, **options)
+            if dry_run and as_json:
+                click.echo(json.dumps({"output": str(output), "at_most": asdict(bounds)}, indent=2))
+            elif not silent:
+                click.echo(_needs_text(outtype, bounds), err=not dry_run)
+        elif dry_run:
+            plan = plan_convert(base, heads, **options)
             if as_json:
                 click.echo(json.dumps(summary(plan, output) | {"plan": plan_rows(plan)}, indent=2))
             elif not quiet:
+                print_notes(plan.notes)
                 print_plan(plan, output)
+        if dry_run:
             return
         started = time.monotonic()
-        with progress_bar(output.name, bytes_to_read(plan), quiet=quiet or as_json) as advance:
-            digests = write_gguf(plan, output, force=force, progress=advance)
+        bars = partial(progress_bar, quiet=silent)
+        done = convert(base, heads, output, force=force, bars=bars, threads=threads, **options)
         seconds = time.monotonic() - started
+    plan, digests = done.plan, done.digests
+    facts = summary(plan, output)
     if as_json:
         sources = {path.name: digest for path, digest in sorted(digests.items())}
-        click.echo(json.dumps(summary(plan, output) | {"sha256": sources}, indent=2))
+        click.echo(json.dumps(facts | {"sha256": sources}, indent=2))
     elif not quiet:
-        result = summary(plan, output)
+        print_notes(plan.notes)
+        base_text = f"{facts['base_tensors']} base" if facts["base_tensors"] else "the base's bytes"
         click.echo(
-            f"{output}: {result['base_tensors']} base and {result['heads_tensors']} heads tensors, "
+            f"{output}: {base_text} and {facts['heads_tensors']} heads tensors, "
             f"{human_bytes(plan.total_bytes)} in {seconds:.1f} s"
         )
 
 
-def summary(plan: Plan, output: Path) -> dict[str, Any]:
-    """The result for machines."""
-    heads = [slot.tensor for slot in plan.slots if slot.tensor.name.startswith(PREFIX)]
+def _needs_text(outtype: str | None, bounds: Needs) -> str:
+    return (
+        f"{outtype}: llama.cpp quantizes an intermediate of {human_bytes(bounds.intermediate)} "
+        f"beside the output, which is removed; at most {human_bytes(bounds.disk)} of disk "
+        f"and about {human_bytes(bounds.memory)} of memory are in use at once"
+    )
+
+
+def summary(plan: FilePlan, output: Path) -> dict[str, Any]:
+    """The result for machines. `base_tensors` is None where the base is copied byte for byte."""
+    last = plan.parts[-1].plan
+    tensors = [slot.tensor for slot in last.slots]
+    if plan.footer is None:
+        heads = [tensor for tensor in tensors if tensor.name.startswith(PREFIX)]
+        base_tensors: int | None = len(tensors) - len(heads)
+    else:
+        heads = tensors
+        base_tensors = len(plan.parts[0].plan.slots) if len(plan.parts) > 1 else None
     return {
         "output": str(output),
         "bytes": plan.total_bytes,
-        "keys": len(plan.keys),
-        "base_tensors": len(plan.slots) - len(heads),
+        "layout": INLINE if plan.footer is None else TAIL,
+        "keys": sum(len(part.plan.keys) for part in plan.parts),
+        "base_tensors": base_tensors,
         "heads_tensors": len(heads),
         "heads_bytes": sum(tensor.nbytes for tensor in heads),
+        "notes": [asdict(note) for note in plan.notes],
     }

@@ -2,13 +2,16 @@
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.markup import escape
 
+from gguf_mtp.cli import inspect_litertlm
 from gguf_mtp.cli.show import (
     human_bytes,
     name_table,
@@ -17,12 +20,15 @@ from gguf_mtp.cli.show import (
     shown_value,
     wide_console,
 )
+from gguf_mtp.drafters.carried import CARRIED
 from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
 from gguf_mtp.keyvalue import KeyValue, ValueType
-from gguf_mtp.merged import CARRIED, LAYOUT_KEY, PREFIX, ROWS_SORTED_KEY, SHARED_KEY, VERSION_KEY
-from gguf_mtp.merged import is_merged as has_heads
+from gguf_mtp.merged import ROWS_SORTED_KEY, SHARED_KEY
+from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION, VERSION_KEY, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
+from gguf_mtp.readers.litertlm import is_litertlm
+from gguf_mtp.tail import TAIL, TailFile, read_tail
 
 MAX_JSON_ITEMS = 64
 
@@ -30,31 +36,62 @@ MAX_JSON_ITEMS = 64
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(file: Path, as_json: bool) -> None:
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    help="Draw the drafter of a .litertlm package: OUT.svg or OUT.html.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
+def command(file: Path, as_json: bool, graph: Path | None, force: bool) -> None:
     """Show a GGUF: what it is, its keys, its tensors, its MTP heads and where they came from.
 
-    Works on any GGUF, merged or not. Long arrays are shown by their first items and their length.
+    Works on any GGUF, merged in either layout or not, and on .litertlm packages: their sections,
+    signatures and drafter. Long arrays are shown by their first items and their length.
 
     \b
     Example:
       gguf-mtp inspect e2b-mtp.gguf
     """
-    gguf = read_gguf(file, unknown_types=True)
+    if is_litertlm(file):
+        if graph is not None:
+            inspect_litertlm.write_graph(file, graph, force=force)
+        if as_json:
+            click.echo(json.dumps(inspect_litertlm.document(file), indent=2))
+        else:
+            inspect_litertlm.print_package(file)
+        return
+    if graph is not None:
+        raise click.UsageError(f"--graph: {file} is no .litertlm package")
+    tail = read_tail(file)
+    gguf = read_gguf(file) if tail is None else tail.base
     if as_json:
-        click.echo(json.dumps(document(gguf), indent=2))
+        click.echo(json.dumps(document(gguf, tail), indent=2))
     else:
-        _print(gguf)
+        _print(gguf, tail)
 
 
-def document(gguf: GgufFile) -> dict[str, Any]:
-    """The whole file for machines. Arrays longer than 64 items are cut; `count` is their length."""
+def document(gguf: GgufFile, tail: TailFile | None = None) -> dict[str, Any]:
+    """The whole file for machines. Arrays longer than 64 items are cut; `count` is their length.
+
+    With heads in a tail, `tail` is their GGUF.
+    """
+    whole = {"file": str(gguf.path), **_gguf_document(gguf), "summary": summary(gguf, tail)}
+    if tail is not None:
+        whole["bytes"] = tail.footer.total_bytes
+        whole["tail"] = {
+            "offset": tail.footer.heads_offset,
+            "sha256": tail.footer.sha256.hex(),
+            **_gguf_document(tail.heads),
+        }
+    return whole
+
+
+def _gguf_document(gguf: GgufFile) -> dict[str, Any]:
     return {
-        "file": str(gguf.path),
         "bytes": gguf.size,
         "version": gguf.version,
         "alignment": gguf.alignment,
         "data_offset": gguf.data_start,
-        "summary": summary(gguf),
         "keys": {key.name: _key_document(key) for key in gguf.keys},
         "tensors": [
             {
@@ -85,8 +122,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def summary(gguf: GgufFile) -> dict[str, Any]:
+def summary(gguf: GgufFile, tail: TailFile | None = None) -> dict[str, Any]:
     """What kind of file it is, in a dozen fields."""
+    heads = _find_heads(gguf, tail)
     arch = _value(gguf, "general.architecture")
     tokens = gguf.by_name.get("tokenizer.ggml.tokens")
     base = [ref for ref in gguf.tensors if not ref.name.startswith(PREFIX)]
@@ -101,24 +139,45 @@ def summary(gguf: GgufFile) -> dict[str, Any]:
         "tokens": tokens.count if tokens is not None else None,
         "types": dict(Counter(ref.dtype for ref in base).most_common()),
         "bytes": sum(ref.nbytes for ref in base),
-        "merged": has_heads(gguf),
-        "heads": _heads_summary(gguf) if has_heads(gguf) else None,
-        "ordered_head": _ordered_head(gguf),
+        "merged": heads is not None,
+        "heads": None if heads is None else _heads_summary(heads),
+        "ordered_head": _ordered_head(heads or _Heads(gguf, "", None, None)),
     }
     return result
 
 
-def _heads_summary(gguf: GgufFile) -> dict[str, Any]:
-    arch = _value(gguf, f"{PREFIX}general.architecture")
-    refs = [ref for ref in gguf.tensors if ref.name.startswith(PREFIX)]
+@dataclass(frozen=True)
+class _Heads:
+    """A file with heads in it, the prefix of their names there, and their format."""
+
+    gguf: GgufFile
+    prefix: str
+    version: Any
+    layout: Any
+
+    def value(self, name: str) -> Any:
+        return _value(self.gguf, self.prefix + name)
+
+
+def _find_heads(gguf: GgufFile, tail: TailFile | None) -> _Heads | None:
+    if tail is not None:
+        return _Heads(tail.heads, "", VERSION, TAIL)
+    if is_merged(gguf):
+        return _Heads(gguf, PREFIX, _value(gguf, VERSION_KEY), _value(gguf, LAYOUT_KEY))
+    return None
+
+
+def _heads_summary(heads: _Heads) -> dict[str, Any]:
+    gguf, arch = heads.gguf, heads.value("general.architecture")
+    refs = [ref for ref in gguf.tensors if ref.name.startswith(heads.prefix)]
     return {
-        "format_version": _value(gguf, VERSION_KEY),
-        "layout": _value(gguf, LAYOUT_KEY),
+        "format_version": heads.version,
+        "layout": heads.layout,
         "architecture": arch,
-        "name": _value(gguf, f"{PREFIX}general.name"),
+        "name": heads.value("general.name"),
         "parameters": sum(prod(ref.shape) for ref in refs),
-        "layers": _value(gguf, f"{PREFIX}{arch}.block_count"),
-        "hidden_size": _value(gguf, f"{PREFIX}{arch}.embedding_length"),
+        "layers": heads.value(f"{arch}.block_count"),
+        "hidden_size": heads.value(f"{arch}.embedding_length"),
         "types": dict(Counter(ref.dtype for ref in refs).most_common()),
         "bytes": sum(ref.nbytes for ref in refs),
         "tensors": len(refs),
@@ -131,17 +190,16 @@ def _heads_summary(gguf: GgufFile) -> dict[str, Any]:
     }
 
 
-def _ordered_head(gguf: GgufFile) -> dict[str, Any] | None:
+def _ordered_head(heads: _Heads) -> dict[str, Any] | None:
     """The ordered head of a merged file, or of heads alone."""
-    prefix = PREFIX if has_heads(gguf) else ""
-    count = _value(gguf, prefix + COUNT_KEY)
+    count = heads.value(COUNT_KEY)
     if count is None:
         return None
     return {
         "centroids": count,
-        "top_k": _value(gguf, prefix + TOP_K_KEY),
-        "rows_sorted": bool(_value(gguf, ROWS_SORTED_KEY)),
-        "carried": any(key.name.startswith(CARRIED) for key in gguf.keys),
+        "top_k": heads.value(TOP_K_KEY),
+        "rows_sorted": bool(_value(heads.gguf, ROWS_SORTED_KEY)),
+        "carried": any(key.name.startswith(CARRIED) for key in heads.gguf.keys),
     }
 
 
@@ -150,10 +208,18 @@ def _value(gguf: GgufFile, name: str) -> Any:
     return None if key is None or key.type is ValueType.ARRAY else key.value
 
 
-def _print(gguf: GgufFile) -> None:
+def _print(gguf: GgufFile, tail: TailFile | None) -> None:
     console = wide_console()
-    for line in _headlines(gguf):
+    for line in _headlines(gguf, tail):
         console.print(line)
+    _print_tables(console, gguf)
+    if tail is not None:
+        where = f"{tail.footer.heads_bytes:,} bytes at {tail.footer.heads_offset:,}"
+        console.print(f"\n[bold]heads in the tail[/]: {where}, SHA-256 {tail.footer.sha256.hex()}")
+        _print_tables(console, tail.heads)
+
+
+def _print_tables(console: Console, gguf: GgufFile) -> None:
     console.print()
     keys = name_table("key", (key.name for key in gguf.keys), "type", "value")
     for key in gguf.keys:
@@ -170,15 +236,16 @@ def _print(gguf: GgufFile) -> None:
     console.print(tensors)
 
 
-def _headlines(gguf: GgufFile) -> list[str]:
-    facts = summary(gguf)
+def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
+    facts = summary(gguf, tail)
+    size = gguf.size if tail is None else tail.footer.total_bytes
 
     def shown(value: Any) -> str:
         return escape(printable(str(value))) if value is not None else "-"
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["types"].items()) or "none"
     lines = [
-        f"[bold]{shown(gguf.path.name)}[/]: GGUF v{gguf.version}, {human_bytes(gguf.size)}",
+        f"[bold]{shown(gguf.path.name)}[/]: GGUF v{gguf.version}, {human_bytes(size)}",
         f"  model      {shown(facts['architecture'])}, {shown(facts['name'])}, "
         f"{shown(facts['size_label'])}, {facts['parameters']:,} parameters",
         f"  shape      {shown(facts['layers'])} layers of {shown(facts['hidden_size'])}, "

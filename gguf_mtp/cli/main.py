@@ -11,7 +11,11 @@ from gguf_mtp.errors import GgufMtpError
 
 # Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
 VERBS = {
+    "audit": "gguf_mtp.cli.audit",
     "convert": "gguf_mtp.cli.convert",
+    "attach": "gguf_mtp.cli.attach",
+    "detach": "gguf_mtp.cli.detach",
+    "extract": "gguf_mtp.cli.extract",
     "inspect": "gguf_mtp.cli.inspect",
     "split": "gguf_mtp.cli.split",
     "validate": "gguf_mtp.cli.validate",

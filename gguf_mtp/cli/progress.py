@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gguf_mtp.writer import Progress as Advance
+from gguf_mtp.pipeline import Progress as Advance
 
 
 class Terminated(BaseException):

@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gguf_mtp.keyvalue import KeyValue, ValueType
-from gguf_mtp.plan import Plan
+from gguf_mtp.notes import Note
+from gguf_mtp.plan import FilePlan
 
 MAX_SHOWN_TEXT = 100
+MAX_NOTE_TEXT = 2000
 MAX_SHOWN_ITEMS = 6
 MAX_SHOWN_ITEM_TEXT = 24
 
@@ -71,7 +74,13 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=200)
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+def print_notes(notes: Iterable[Note]) -> None:
+    """One line each on stderr, so that stdout stays the result."""
+    for note in notes:
+        click.echo(f"note: {printable(note.message, MAX_NOTE_TEXT)}", err=True)
+
+
+def plan_rows(plan: FilePlan) -> list[dict[str, Any]]:
     """A plan's tensors for machines."""
     return [
         {
@@ -85,7 +94,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def print_plan(plan: Plan, output: Path) -> None:
+def print_plan(plan: FilePlan, output: Path) -> None:
     """The tensors that would be written, and the total."""
     table = name_table("tensor", (slot.tensor.name for slot in plan.slots), "type", "shape")
     table.add_column("bytes", justify="right")
@@ -94,9 +103,10 @@ def print_plan(plan: Plan, output: Path) -> None:
         table.add_row(
             escape(tensor.name), tensor.type.name, shape_text(tensor.shape), f"{tensor.nbytes:,}"
         )
+    n_keys = sum(len(part.plan.keys) for part in plan.parts)
     console = wide_console()
     console.print(table)
     console.print(
-        f"{escape(str(output))}: would hold {len(plan.keys)} keys and {len(plan.slots)} tensors, "
+        f"{escape(str(output))}: would hold {n_keys} keys and {len(plan.slots)} tensors, "
         f"{plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)})"
     )

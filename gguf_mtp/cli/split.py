@@ -8,6 +8,7 @@ import click
 from gguf_mtp.api import plan_split, write_outputs
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes
+from gguf_mtp.drafters.dialects import UPSTREAM, WRITABLE
 from gguf_mtp.errors import OutputError
 from gguf_mtp.writer import bytes_to_read
 
@@ -16,6 +17,13 @@ from gguf_mtp.writer import bytes_to_read
 @click.argument("merged", type=click.Path(path_type=Path))
 @click.option("--base-out", type=click.Path(path_type=Path), help="Where to write the base.")
 @click.option("--heads-out", type=click.Path(path_type=Path), help="Where to write the heads.")
+@click.option(
+    "--dialect",
+    type=click.Choice(WRITABLE),
+    default=UPSTREAM.name,
+    show_default=True,
+    help="Whose names the heads get: upstream llama.cpp's, or another program's.",
+)
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -23,14 +31,16 @@ def command(
     merged: Path,
     base_out: Path | None,
     heads_out: Path | None,
+    dialect: str,
     force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Take a merged GGUF apart: the exact inverse of convert.
+    """Take a merged GGUF of either layout apart: the exact inverse of convert.
 
     The base is the file that was merged, byte for byte. The heads are a gemma4-assistant GGUF that
-    an unpatched llama.cpp runs with -md; merging the two again gives the same bytes.
+    an unpatched llama.cpp runs with -md; merging the two again gives the same bytes. Other programs
+    want other names: --dialect.
 
     \b
     Example:
@@ -45,7 +55,7 @@ def command(
     ):
         raise OutputError(f"{base_out}: given as both outputs")
     with exit_on_signals():
-        outputs = plan_split(merged, base_out, heads_out)
+        outputs = plan_split(merged, base_out, heads_out, dialect=dialect)
         total = sum(bytes_to_read(output.plan) for output in outputs)
         with progress_bar(merged.name, total, quiet=quiet or as_json) as advance:
             write_outputs(outputs, force=force, progress=advance)
@@ -54,8 +64,7 @@ def command(
             {
                 "output": str(output.path),
                 "bytes": output.plan.total_bytes,
-                "keys": len(output.plan.keys),
-                "tensors": len(output.plan.slots),
+                "tensors": output.plan.n_tensors,
             }
             for output in outputs
         ]
@@ -63,6 +72,6 @@ def command(
     elif not quiet:
         for output in outputs:
             click.echo(
-                f"{output.path}: {len(output.plan.slots)} tensors, "
+                f"{output.path}: {output.plan.n_tensors} tensors, "
                 f"{human_bytes(output.plan.total_bytes)}"
             )

@@ -1,64 +1,43 @@
-"""`gemma4-assistant` drafters: from a Hugging Face checkpoint or from a GGUF, checked alike.
+"""A Hugging Face assistant checkpoint as a `gemma4-assistant` drafter.
 
-Source: llama.cpp ``conversion/gemma.py`` (`Gemma4AssistantModel`),
-``src/models/gemma4-assistant.cpp`` (tensors and shapes).
+Source: llama.cpp ``conversion/gemma.py`` (`Gemma4AssistantModel`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from gguf_mtp.drafters.drafter import ARCH, Drafter, check_tensors
 from gguf_mtp.drafters.ordered_head import (
     CENTROIDS,
     COUNT_KEY,
-    NAMES,
-    OTHER_KEYS,
     TOP_K_KEY,
     OrderedHead,
     check_ordered_head,
     ordering_tensor,
     read_int64,
-    stored_ordered_head,
 )
 from gguf_mtp.errors import FormatError, UnsupportedError
-from gguf_mtp.gemma4.config import FULL, TextConfig, read_text_config
+from gguf_mtp.gemma4.config import TextConfig, read_text_config
+from gguf_mtp.gemma4.family import DRAFTER, architecture
 from gguf_mtp.gemma4.general import general_keys
 from gguf_mtp.gemma4.keys import (
-    ROPE_FREQS,
     hyperparameters,
     quantization_version,
     rope_freqs,
 )
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype
-from gguf_mtp.gemma4.shape import ModelShape, read_shape
-from gguf_mtp.gemma4.target import converted, match_tensors, require_architecture, require_tensors
+from gguf_mtp.gemma4.shape import read_shape
+from gguf_mtp.gemma4.target import converted, match_tensors
 from gguf_mtp.gemma4.tensors import Expected, block_shapes, named
 from gguf_mtp.gemma4.vocabulary import has_tokenizer, vocabulary
-from gguf_mtp.ggml import F32, Q8_0, GgmlType
+from gguf_mtp.ggml import F32, GgmlType
 from gguf_mtp.keyvalue import KeyValue, u32
 from gguf_mtp.model import Half, Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
 from gguf_mtp.readers.source import TensorRef
 
-ARCH = "gemma4-assistant"
-ARCHITECTURES = ("Gemma4AssistantForCausalLM",)
-# Other programs' names for the same idea, with tensors and keys of their own.
-OTHER_DIALECTS = {
-    "gemma4_assistant": "AtomicChat's dialect",
-    "gemma4_mtp": "ik_llama.cpp's dialect",
-    "gemma4": "a base model, or heads embedded in one",
-}
 CENTROIDS_SUFFIX = "masked_embedding.centroids.weight"
 ORDERING_SUFFIX = "masked_embedding.token_ordering"
-
-
-@dataclass(frozen=True)
-class Drafter:
-    """A drafter with its rows in canonical (token id) order. The tensors of the ordered head, if
-    it has one, come last in `half`."""
-
-    half: Half
-    shape: ModelShape
-    ordered: OrderedHead | None
 
 
 def assistant_from_checkpoint(
@@ -70,13 +49,13 @@ def assistant_from_checkpoint(
     Raises FormatError and UnsupportedError, naming file and field.
     """
     where = checkpoint.path / "config.json"
-    require_architecture(checkpoint, ARCHITECTURES, "a Gemma 4 drafter")
+    family = architecture(checkpoint, DRAFTER)
     values = checkpoint.config.get("text_config")
     if not isinstance(values, dict):
         raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])
-    config = read_text_config(values, f"{where}: text_config")
+    config = read_text_config(values, f"{where}: text_config", family.text_type)
     config = _with_shared_layers(config, str(where))
-    backbone = _integer(checkpoint, "backbone_hidden_size", 1536)
+    backbone = _integer(checkpoint, "backbone_hidden_size", family.backbone)
     number = heads_outtype(heads_type)
 
     named_refs = {ref.name: ref for ref in checkpoint.tensors}
@@ -102,7 +81,7 @@ def assistant_from_checkpoint(
     origin = str(checkpoint.path)
     half = Half(origin, "huggingface", tuple(keys), tuple(tensors), weights, stated)
     shape = read_shape(half, ARCH)
-    _check_tensors(half, shape)
+    check_tensors(half, shape)
     return Drafter(half, shape, ordered)
 
 
@@ -163,74 +142,5 @@ def _ordered_head(
     where = str(checkpoint.path)
     ordered = check_ordered_head(where, count, top_k, read_int64(ordering), config.vocab_size)
     # Which rows are scored hangs on the centroids, and they are small: never quantized.
-    stored = F32 if number is Q8_0 else number
+    stored = F32 if number.block_values > 1 else number
     return ordered, Tensor(CENTROIDS, stored, centroids.shape, centroids)
-
-
-def assistant_from_half(half: Half) -> Drafter:
-    """A drafter that is a GGUF model already, checked and otherwise as it is.
-
-    Raises FormatError when keys or tensors are missing or inconsistent, UnsupportedError for
-    another dialect.
-    """
-    arch = half.value("general.architecture")
-    if arch != ARCH:
-        dialect = OTHER_DIALECTS.get(str(arch), "not a Gemma 4 drafter")
-        raise UnsupportedError(
-            f"{half.origin}: general.architecture is {arch!a} ({dialect}), expected {ARCH!a}"
-        )
-    half = _with_common_spelling(half)
-    shape = read_shape(half, ARCH)
-    _check_tensors(half, shape)
-    ordered = stored_ordered_head(half, shape.vocab_size)
-    last = [half.tensor_by_name[name] for name in NAMES if name in half.tensor_by_name]
-    rest = [tensor for tensor in half.tensors if tensor.name not in NAMES]
-    return Drafter(replace(half, tensors=(*rest, *last)), shape, ordered)
-
-
-def _with_common_spelling(half: Half) -> Half:
-    """`half` with the ordered head's keys under this project's names too."""
-    added = [
-        half.by_name[other].renamed(name)
-        for name, others in OTHER_KEYS.items()
-        for other in others
-        if name not in half.by_name and other in half.by_name
-    ]
-    return replace(half, keys=(*half.keys, *added)) if added else half
-
-
-def _check_tensors(half: Half, shape: ModelShape) -> None:
-    width, backbone = shape.hidden_size, shape.output_size
-    if backbone is None:
-        raise FormatError(f"{half.origin}: key {ARCH}.embedding_length_out is missing")
-    if backbone == width:
-        # llama.cpp takes equal sizes for a file without embedding_length_out.
-        raise UnsupportedError(
-            f"{half.origin}: the drafter's hidden size is its target's, {width}; they must differ"
-        )
-    expected: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (shape.vocab_size, width),
-        "output_norm.weight": (width,),
-        "nextn.pre_projection.weight": (width, 2 * backbone),
-        "nextn.post_projection.weight": (backbone, width),
-    }
-    if FULL in shape.layer_types:
-        full_head_dim = shape.head_dims[shape.layer_types.index(FULL)]
-        expected[ROPE_FREQS] = (full_head_dim // 2,)
-    for layer, head_dim in enumerate(shape.head_dims):
-        query = shape.heads * head_dim
-        shapes = block_shapes(width, query, head_dim, shape.feed_forward[layer])
-        expected |= {item.name: item.shape for item in named(layer, shapes)}
-    found = half.tensor_by_name
-    require_tensors(half.origin, list(expected), found)
-    for name, dims in expected.items():
-        if found[name].shape != dims:
-            raise FormatError(
-                f"{half.origin}: tensor {name} has shape {list(found[name].shape)}, "
-                f"expected {list(dims)}"
-            )
-    unknown = set(found) - set(expected) - {ROPE_FREQS, *NAMES}
-    if unknown:
-        raise UnsupportedError(
-            f"{half.origin}: tensor {min(unknown)!a} is not part of a {ARCH} model"
-        )

@@ -4,12 +4,13 @@ Source: transformers 5.22 ``models/gemma4_assistant/modeling_gemma4_assistant.py
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_mtp.errors import FormatError
-from gguf_mtp.ggml import I32
+from gguf_mtp.ggml import F32, I32, GgmlType
 from gguf_mtp.model import Half, Rows, Tensor, read_tensor
 from gguf_mtp.readers.source import SourceFile, TensorRef
 
@@ -18,11 +19,15 @@ ORDERING = "masked_embd_ordering"
 NAMES = (CENTROIDS, ORDERING)
 COUNT_KEY = "gemma4-assistant.masked_embd.centroid_count"
 TOP_K_KEY = "gemma4-assistant.masked_embd.top_k"
-# Other programs' spellings, each of which is read where the one above is missing.
-OTHER_KEYS = {
-    COUNT_KEY: ("gemma4-assistant.n_centroids", "gemma4-assistant.masked_embedding.centroid_count"),
-    TOP_K_KEY: ("gemma4-assistant.centroid_top_k", "gemma4-assistant.masked_embedding.top_k"),
-}
+# F32 holds every integer below this one.
+F32_EXACT = 1 << 24
+
+
+class Ordering(Enum):
+    """What entry i of a stored token ordering is."""
+
+    TOKENS = "the token at place i when tokens are sorted by centroid"
+    CENTROIDS = "the centroid of token i"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,3 +120,62 @@ def read_int64(ref: TensorRef) -> npt.NDArray[np.int64]:
         )
     with SourceFile(ref.file) as source:
         return np.frombuffer(source.read(ref.offset, ref.nbytes), types[ref.dtype]).astype(np.int64)
+
+
+def decode_ordering(
+    where: str, tensor: Tensor, form: Ordering, centroid_count: int, n_vocab: int
+) -> Tensor:
+    """A stored ordering as upstream has it: a list of tokens, I32 [n_vocab].
+
+    `form` is what the file's dialect has; content that is only the other one is taken as that.
+    Centroids list their tokens by ascending id where `tensor` does not say.
+    Raises FormatError when it is neither.
+    """
+    values = _stored_integers(where, tensor, n_vocab)
+    inside = bool(((values >= 0) & (values < n_vocab)).all())
+    counts = np.bincount(values, minlength=n_vocab) if inside else np.zeros(1, np.int64)
+    per_centroid = n_vocab // centroid_count if 0 < centroid_count <= n_vocab else 0
+    fits = {
+        Ordering.TOKENS: bool((counts == 1).all()),
+        Ordering.CENTROIDS: per_centroid * centroid_count == n_vocab
+        and bool((counts[:centroid_count] == per_centroid).all()),
+    }
+    found = [candidate for candidate in (form, *Ordering) if fits[candidate]]
+    if not found:
+        raise FormatError(
+            f"{where}: {tensor.name} is neither {Ordering.TOKENS.value} nor "
+            f"{Ordering.CENTROIDS.value} ({n_vocab} tokens, {centroid_count} centroids)"
+        )
+    if found[0] is Ordering.CENTROIDS:
+        values = np.argsort(values, kind="stable")
+    return Tensor(tensor.name, I32, (n_vocab,), values.astype("<i4").tobytes(), verbatim=True)
+
+
+def encode_ordering(
+    tensor: Tensor, form: Ordering, number: GgmlType, centroid_count: int
+) -> Tensor:
+    """An ordering as upstream has it, in the form and number type (I32 or F32) of a dialect."""
+    values = np.frombuffer(read_tensor(tensor), "<i4")
+    if form is Ordering.CENTROIDS:
+        centroids = np.empty_like(values)
+        centroids[values] = np.arange(len(values)) // (len(values) // centroid_count)
+        values = centroids
+    encoded = values.astype("<f4" if number is F32 else "<i4").tobytes()
+    return Tensor(tensor.name, number, tensor.shape, encoded, verbatim=True)
+
+
+def _stored_integers(where: str, tensor: Tensor, n_vocab: int) -> npt.NDArray[np.int64]:
+    types = {I32: "<i4", F32: "<f4"}
+    if tensor.type not in types or tensor.shape != (n_vocab,):
+        raise FormatError(
+            f"{where}: {tensor.name} is {tensor.type.name} {list(tensor.shape)}, "
+            f"expected I32 or F32 [{n_vocab}]"
+        )
+    values = np.frombuffer(read_tensor(tensor), types[tensor.type])
+    whole = np.isfinite(values) & (np.abs(values) < F32_EXACT) & (values == np.trunc(values))
+    if tensor.type is F32 and not whole.all():
+        at = int(np.flatnonzero(~whole)[0])
+        raise FormatError(
+            f"{where}: {tensor.name} entry {at} is {values[at]}, expected a whole number"
+        )
+    return values.astype(np.int64)

@@ -1,19 +1,23 @@
 """Gemma 4's text configuration, read strictly and with transformers' defaults.
 
-Source: transformers 5.22 ``models/gemma4/configuration_gemma4.py``. Both spellings of the global
-head width are read: Google's ``global_head_dim`` and transformers' ``per_layer_config``.
+Source: transformers 5.22 ``models/gemma4/configuration_gemma4.py`` and its unified sibling. Both
+spellings of the global head width are read: Google's ``global_head_dim`` and transformers'
+``per_layer_config``.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.family import TEXT_DEFAULTS
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 MAX_LAYERS = 1024
 MAX_SIZE = 1 << 31
 MAX_NUMBER = 1e30
+LAYER_NUMBER = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,17 @@ class _Fields:
         return value
 
 
-def read_text_config(values: dict[str, Any], where: str) -> TextConfig:
-    """Read a ``gemma4_text`` configuration object; `where` names it in messages.
+def read_text_config(values: dict[str, Any], where: str, text_type: str) -> TextConfig:
+    """Read a configuration object of ``model_type`` `text_type`; `where` names it in messages.
 
     Raises FormatError for missing, mistyped or out-of-range fields and UnsupportedError for
     well-formed ones that this version does not convert.
     """
     fields = _Fields(values, where)
-    model_type = values.get("model_type", "gemma4_text")
-    if model_type != "gemma4_text":
-        raise UnsupportedError(f"{where}: model_type is {model_type!r}, expected 'gemma4_text'")
+    defaults = TEXT_DEFAULTS[text_type]
+    model_type = values.get("model_type", text_type)
+    if model_type != text_type:
+        raise UnsupportedError(f"{where}: model_type is {model_type!a}, expected {text_type!r}")
     if values.get("quantization_config"):
         raise UnsupportedError(f"{where}: quantized checkpoints (quantization_config) are not read")
     if values.get("use_bidirectional_attention") == "all":
@@ -144,18 +149,22 @@ def read_text_config(values: dict[str, Any], where: str) -> TextConfig:
         full_kv_heads=full_kv_heads,
         head_dim=fields.size("head_dim", 256),
         full_head_dim=full_head_dim,
-        context_length=fields.size("max_position_embeddings", 131_072),
-        sliding_window=fields.size("sliding_window", 512),
+        context_length=fields.size("max_position_embeddings", defaults.context_length),
+        sliding_window=fields.size("sliding_window", defaults.sliding_window),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         final_logit_softcapping=(
             fields.number("final_logit_softcapping", 0)
             if values.get("final_logit_softcapping")
             else None
         ),
-        per_layer_input_size=fields.size("hidden_size_per_layer_input", 256, low=0)
-        if values.get("hidden_size_per_layer_input", 256) is not None
+        per_layer_input_size=fields.size(
+            "hidden_size_per_layer_input", defaults.per_layer_input_size, low=0
+        )
+        if values.get("hidden_size_per_layer_input", 0) is not None
         else 0,
-        per_layer_vocab_size=fields.size("vocab_size_per_layer_input", 262_144, low=0),
+        per_layer_vocab_size=fields.size(
+            "vocab_size_per_layer_input", defaults.per_layer_vocab_size, low=0
+        ),
         kv_shared_layers=fields.size("num_kv_shared_layers", 0, low=0, high=n_layers + 1),
         double_wide_mlp=fields.flag("use_double_wide_mlp"),
         k_eq_v=k_eq_v,
@@ -205,9 +214,11 @@ def _full_attention(
         return fields.size("global_head_dim", 512), kv_heads
     if not isinstance(overrides, dict):
         raise fields.error("per_layer_config", "an object")
-    expected = {str(layer) for layer, kind in enumerate(layer_types) if kind == FULL}
-    if set(overrides) != expected:
-        raise fields.error("per_layer_config", f"entries for the full layers {sorted(expected)}")
+    expected = [layer for layer, kind in enumerate(layer_types) if kind == FULL]
+    # transformers pads the layer numbers with zeros to the width of the last.
+    found = [int(name) if LAYER_NUMBER.fullmatch(name) else -1 for name in overrides]
+    if sorted(found) != expected:
+        raise fields.error("per_layer_config", f"entries for the full layers {expected}")
     entries = list(overrides.values())
     first = entries[0]
     if not isinstance(first, dict) or not set(first) <= {"head_dim", "num_key_value_heads"}:

@@ -10,7 +10,7 @@ from gguf import GGML_QUANT_VERSION
 from gguf.constants import LlamaFileType
 
 from gguf_mtp.gemma4.config import SLIDING, TextConfig
-from gguf_mtp.ggml import BF16, F16, F32, Q8_0, GgmlType
+from gguf_mtp.ggml import BF16, F16, F32, Q4_0, Q8_0, GgmlType
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, u32
 from gguf_mtp.model import Tensor
 
@@ -20,6 +20,7 @@ FILE_TYPES = {
     F16: LlamaFileType.MOSTLY_F16,
     BF16: LlamaFileType.MOSTLY_BF16,
     Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }
 
 

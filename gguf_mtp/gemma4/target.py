@@ -5,33 +5,18 @@ from pathlib import Path
 
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.config import read_text_config
+from gguf_mtp.gemma4.family import TARGET, architecture
 from gguf_mtp.gemma4.general import general_keys
 from gguf_mtp.gemma4.keys import hyperparameters, quantization_version, rope_freqs
 from gguf_mtp.gemma4.outtype import base_outtype, check_float, stored_type
 from gguf_mtp.gemma4.tensors import Expected, target_tensors, text_name
-from gguf_mtp.gemma4.vocabulary import vocabulary
+from gguf_mtp.gemma4.vocabulary import suppressed_tokens, vocabulary
 from gguf_mtp.ggml import GgmlType
 from gguf_mtp.model import Half, Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
 from gguf_mtp.readers.source import TensorRef
 
 ARCH = "gemma4"
-ARCHITECTURES = ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration")
-
-
-def require_architecture(checkpoint: Checkpoint, accepted: tuple[str, ...], what: str) -> None:
-    """Raise unless config.json's ``architectures`` is one of `accepted`, the names of `what`.
-
-    FormatError where it is not one name, UnsupportedError where it is another one.
-    """
-    where = checkpoint.path / "config.json"
-    value = checkpoint.config.get("architectures")
-    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
-        raise FormatError(f"{where}: architectures is {value!a}, expected one name")
-    if value[0] not in accepted:
-        raise UnsupportedError(
-            f"{where}: architecture {value[0]!r} is not {what}, expected one of {accepted}"
-        )
 
 
 def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
@@ -40,11 +25,11 @@ def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
     Raises FormatError and UnsupportedError, naming file and field.
     """
     where = checkpoint.path / "config.json"
-    require_architecture(checkpoint, ARCHITECTURES, "a Gemma 4 base model")
+    family = architecture(checkpoint, TARGET)
     values = checkpoint.config.get("text_config", checkpoint.config)
     if not isinstance(values, dict):
         raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])
-    config = read_text_config(values, str(where))
+    config = read_text_config(values, str(where), family.text_type)
     refs = match_tensors(checkpoint, _text_tensors(checkpoint), target_tensors(config))
     number = base_outtype(outtype, (ref for _, ref in refs))
     tensors = [rope_freqs(config), *(converted(item, ref, number) for item, ref in refs)]
@@ -52,6 +37,7 @@ def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
     keys = [
         *general,
         *hyperparameters(config, ARCH, number),
+        *(suppressed_tokens(checkpoint, config.vocab_size) if family.suppresses else ()),
         quantization_version(),
         *vocabulary(checkpoint, config.vocab_size),
     ]

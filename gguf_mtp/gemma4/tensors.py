@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 from gguf_mtp.gemma4.config import FULL, TextConfig
 
-# In Hugging Face's multimodal checkpoints the text stack's names carry this infix, and anything
-# with one of these parts belongs to the encoders, which a GGUF keeps in a file of its own.
-TEXT_INFIX = "language_model."
+# Where the text stack may stand in a checkpoint, the longest prefix first: in a multimodal model
+# as transformers saves it now and as it did before, alone, and without its head.
+TEXT_PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.": "model.",
+    "lm_head.": "lm_head.",
+    "": "model.",
+}
+# Anything with one of these parts belongs to the encoders, which a GGUF keeps in a file of its own.
 ENCODER_PARTS = ("vision.", "audio.", "vision_", "audio_")
 
 
@@ -28,7 +36,8 @@ def text_name(hf_name: str) -> str | None:
     """The name within the text stack; None for a tensor of the vision or audio encoders."""
     if any(part in hf_name for part in ENCODER_PARTS):
         return None
-    return hf_name.replace(TEXT_INFIX, "")
+    prefix = next(prefix for prefix in TEXT_PREFIXES if hf_name.startswith(prefix))
+    return TEXT_PREFIXES[prefix] + hf_name.removeprefix(prefix)
 
 
 def target_tensors(config: TextConfig) -> Iterator[Expected]:

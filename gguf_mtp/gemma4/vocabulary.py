@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.chat_template import chat_template_keys
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, strings, u32
 from gguf_mtp.readers.checkpoint import Checkpoint
-from gguf_mtp.readers.strict_json import read_small
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SCORE = -1000.0
 SPACE = "\u0120"
 TOKENIZER_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
-MAX_TEMPLATE_BYTES = 1 << 24
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 # Rendered even though special, so that a chat parser can see them.
@@ -97,7 +96,7 @@ def vocabulary(checkpoint: Checkpoint, vocab_size: int) -> list[KeyValue]:
             *_merges(where, model),
             *(u32(ID_KEYS[kind], number) for kind, number in plan.ids.items()),
             *(boolean(ADD_KEYS[kind], flag) for kind, flag in plan.add.items()),
-            *_chat_template(checkpoint.path, settings),
+            *chat_template_keys(checkpoint, settings),
             boolean("tokenizer.ggml.add_space_prefix", False),
         )
     }
@@ -319,21 +318,16 @@ def _merge(left: str, right: str) -> str:
     return f"{left.replace(' ', SPACE)} {right.replace(' ', SPACE)}"
 
 
-def _chat_template(path: Path, settings: dict[str, Any]) -> list[KeyValue]:
-    """The chat template, as opaque text: it is never rendered here."""
-    template = settings.get("chat_template")
-    beside = path / "chat_template.jinja"
-    if "chat_template" not in settings and beside.exists():
-        if (path / "additional_chat_templates").is_dir():
-            raise UnsupportedError(f"{path}: additional_chat_templates are not supported")
-        try:
-            template = read_small(beside, MAX_TEMPLATE_BYTES).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{beside}: not UTF-8 at byte {error.start}") from None
-        # Python's text mode, which llama.cpp's converter reads it in, translates line ends.
-        template = template.replace("\r\n", "\n").replace("\r", "\n")
-    if template is None or template == "":
+def suppressed_tokens(checkpoint: Checkpoint, n_tokens: int) -> list[KeyValue]:
+    """generation_config.json's ``suppress_tokens``, which are never to be sampled."""
+    value = (checkpoint.json("generation_config.json") or {}).get("suppress_tokens")
+    if value is None or value == []:
         return []
-    if not isinstance(template, str):
-        raise UnsupportedError(f"{path}: several named chat templates are not supported")
-    return [string("tokenizer.chat_template", template)]
+    if not isinstance(value, list) or any(
+        type(number) is not int or not 0 <= number < n_tokens for number in value
+    ):
+        raise FormatError(
+            f"{checkpoint.path / 'generation_config.json'}: suppress_tokens is {value!a}, "
+            f"expected token ids from 0 to {n_tokens - 1}"[:300]
+        )
+    return [array("tokenizer.ggml.suppress_tokens", ValueType.INT32, value)]

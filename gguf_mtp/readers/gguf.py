@@ -4,14 +4,14 @@ Source: the GGUF specification (ggml ``docs/gguf.md``) and llama.cpp's ``ggml/sr
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from gguf_mtp.errors import FormatError, UnsupportedError
-from gguf_mtp.ggml import TYPES_BY_ID
+from gguf_mtp.ggml import type_by_id
 from gguf_mtp.keyvalue import SCALAR_BYTES, KeyValue, ValueType
-from gguf_mtp.readers.source import SourceFile, TensorRef
+from gguf_mtp.readers.source import SourceFile, TensorRef, Window
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -30,7 +30,11 @@ READ_AHEAD = 1 << 20
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A parsed GGUF header. `data_start` is the absolute offset of the tensor data."""
+    """A parsed GGUF header. `data_start` is the offset of the tensor data in the file at `path`;
+    `size` is the GGUF's, which may be only a part of that file (see `read_gguf`).
+
+    `paths` are the files of one that comes in parts (see `read_gguf_parts`), `path` the first.
+    """
 
     path: Path
     version: int
@@ -39,6 +43,7 @@ class GgufFile:
     alignment: int
     data_start: int
     size: int
+    paths: tuple[Path, ...]
 
     @cached_property
     def by_name(self) -> dict[str, KeyValue]:
@@ -105,19 +110,20 @@ class _Cursor:
         return FormatError(f"{self.source.path}: {message}")
 
 
-def read_gguf(path: Path, *, unknown_types: bool = False) -> GgufFile:
+def read_gguf(path: Path, *, window: Window | None = None) -> GgufFile:
     """Read and check the header of the GGUF at `path`; no tensor data is read.
 
-    With `unknown_types` a tensor whose type this version does not know is listed under the name
-    ``type N``, its size taken up to the next tensor; otherwise it is refused.
+    With `window` the GGUF is what lies between these two offsets of the file.
+    A tensor whose type this version does not know is listed under the name ``type N``; its bytes
+    are all those up to the next tensor, padding included.
     Raises FormatError, or UnsupportedError for big-endian files and headers beyond the limits.
     """
-    with SourceFile(path) as source:
+    with SourceFile(path, window) as source:
         cursor = _Cursor(source)
         version, n_tensors, n_pairs = _read_counts(cursor)
         keys = _read_pairs(cursor, n_pairs)
         alignment = _alignment(cursor, keys)
-        infos = [_read_tensor_info(cursor, index, unknown_types) for index in range(n_tensors)]
+        infos = [_read_tensor_info(cursor, index) for index in range(n_tensors)]
         _check_unique(cursor, [info.name for info in infos])
         data_start = -(-cursor.offset // alignment) * alignment
         tensors = _place(cursor, infos, alignment, data_start) if infos else ()
@@ -125,7 +131,11 @@ def read_gguf(path: Path, *, unknown_types: bool = False) -> GgufFile:
             raise cursor.error(
                 f"{source.size - data_start} bytes follow the header of a file without tensors"
             )
-        return GgufFile(path, version, keys, tensors, alignment, data_start, source.size)
+        begin = source.begin
+        if begin:
+            tensors = tuple(replace(ref, offset=begin + ref.offset) for ref in tensors)
+        data_start += begin
+        return GgufFile(path, version, keys, tensors, alignment, data_start, source.size, (path,))
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int, int]:
@@ -251,7 +261,7 @@ class _TensorInfo:
     nbytes: int | None
 
 
-def _read_tensor_info(cursor: _Cursor, index: int, unknown_types: bool) -> _TensorInfo:
+def _read_tensor_info(cursor: _Cursor, index: int) -> _TensorInfo:
     at = cursor.offset
     encoded = cursor.string(f"name of tensor {index}")
     if len(encoded) > MAX_NAME_BYTES:
@@ -272,11 +282,9 @@ def _read_tensor_info(cursor: _Cursor, index: int, unknown_types: bool) -> _Tens
         elements *= dim
     if elements == 0 or elements >= 1 << 63:
         raise cursor.error(f"tensor {name} has shape {shape}, expected 1 to 2^63-1 elements")
-    number = TYPES_BY_ID.get(code)
-    if number is None:
-        if not unknown_types:
-            raise UnsupportedError(f"{cursor.source.path}: tensor {name} has unknown type {code}")
-        return _TensorInfo(name, f"type {code}", shape, offset, None)
+    number = type_by_id(code)
+    if not number.is_known:
+        return _TensorInfo(name, number.name, shape, offset, None)
     if not number.fits(shape):
         raise cursor.error(
             f"tensor {name} has rows of {shape[-1]} values, "
@@ -309,8 +317,11 @@ def _place(
             raise cursor.error(
                 f"tensor {info.name} has offset {info.offset}, expected {expected}: {how}"
             )
-        following = by_offset[index + 1].offset if index + 1 < len(by_offset) else end - data_start
-        nbytes = max(0, following - info.offset) if info.nbytes is None else info.nbytes
+        nbytes = info.nbytes
+        if nbytes is None:
+            is_last = index + 1 == len(by_offset)
+            following = end - data_start if is_last else by_offset[index + 1].offset
+            nbytes = _gap(cursor, info, following, alignment)
         if data_start + info.offset + nbytes > end:
             raise cursor.error(
                 f"tensor {info.name} ends at {data_start + info.offset + nbytes}, "
@@ -327,3 +338,15 @@ def _place(
         TensorRef(i.name, i.dtype, i.shape, path, data_start + i.offset, sizes[i.name])
         for i in infos
     )
+
+
+def _gap(cursor: _Cursor, info: _TensorInfo, following: int, alignment: int) -> int:
+    """The size of a tensor of unknown type: all the bytes before offset `following`."""
+    nbytes = following - info.offset
+    # Writers pad behind the last tensor too: an end elsewhere may be a cut.
+    if nbytes <= 0 or nbytes % alignment:
+        raise UnsupportedError(
+            f"{cursor.source.path}: tensor {info.name} has unknown {info.dtype}, and "
+            f"{nbytes} bytes follow its offset: its size cannot be told"
+        )
+    return nbytes

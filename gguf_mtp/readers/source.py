@@ -8,6 +8,9 @@ from pathlib import Path
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import FormatError
 
+# Where in a file something lies: its first byte and the one behind its last.
+Window = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class TensorRef:
@@ -25,11 +28,12 @@ class TensorRef:
 class SourceFile(Closing):
     """An open regular file of known size; every read is checked against it.
 
-    Raises FormatError when the path is no readable regular file, or when fewer bytes come back
-    than the size promised.
+    With `window`, begin and end, it is as if the file were those bytes alone: `size` is theirs and
+    offsets count from begin. Raises FormatError when the path is no readable regular file, or when
+    fewer bytes come back than the size promised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, window: Window | None = None) -> None:
         self.path = path
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -39,7 +43,11 @@ class SourceFile(Closing):
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise FormatError(f"{path}: not a regular file")
-        self.size = status.st_size
+        self.begin, end = window or (0, status.st_size)
+        if not 0 <= self.begin <= end <= status.st_size:
+            self.close()
+            raise FormatError(f"{path}: bytes {self.begin} to {end} of {status.st_size} wanted")
+        self.size = end - self.begin
         self._identity = _identity(status)
 
     def close(self) -> None:
@@ -56,7 +64,7 @@ class SourceFile(Closing):
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.fd, [buffer[done:]], offset + done)
+                count = os.preadv(self.fd, [buffer[done:]], self.begin + offset + done)
             except OSError as error:
                 raise FormatError(
                     f"{self.path}: read error at offset {offset + done}: {error.strerror}"

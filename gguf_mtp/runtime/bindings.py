@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ class Model(Closing):
     def open_heads(cls, library: Library, path: Path, options: ModelOptions) -> Model:
         """Load the MTP heads inside a merged file (patched library only)."""
         return cls._open(library, path, options, heads=True)
+
+    @classmethod
+    def open_at(cls, library: Library, path: Path, offset: int, options: ModelOptions) -> Model:
+        """Load the GGUF that begins at byte `offset` of a file (any library)."""
+        params, _keep_alive = _model_params(library, options)
+        library.log.clear()
+        with _c_file(path, offset) as file:
+            address = library.api.llama_model_load_from_file_ptr(file, params)
+        if not address:
+            raise library.failure(f"{path}: llama.cpp cannot load the GGUF at offset {offset}")
+        return cls(library, address, path, options)
 
     @classmethod
     def _open(cls, library: Library, path: Path, options: ModelOptions, heads: bool) -> Model:
@@ -340,6 +352,24 @@ class _Batch:
         self._hidden[:] = hidden
         self._token[0], self._pos[0], self._logits[0] = token, position, 1
         return self._batch(1, self._embd)
+
+
+@contextmanager
+def _c_file(path: Path, offset: int) -> Iterator[int]:
+    """C's ``FILE *`` on `path`, positioned at byte `offset`. llama.cpp needs it only to load."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fopen.argtypes, libc.fopen.restype = [ctypes.c_char_p, ctypes.c_char_p], ctypes.c_void_p
+    libc.fseeko.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    libc.fclose.argtypes = [ctypes.c_void_p]
+    file = libc.fopen(os.fsencode(path), b"rb")
+    if not file:
+        raise RuntimeUnavailable(f"{path}: {os.strerror(ctypes.get_errno())}")
+    try:
+        if libc.fseeko(file, offset, os.SEEK_SET):
+            raise RuntimeUnavailable(f"{path}: {os.strerror(ctypes.get_errno())}")
+        yield file
+    finally:
+        libc.fclose(file)
 
 
 def _flash_attn_chosen(log: Sequence[str]) -> str:

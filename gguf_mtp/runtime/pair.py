@@ -9,6 +9,7 @@ from pathlib import Path
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import PairingError, RuntimeUnavailable
 from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.tail import read_footer, require_complete
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
 from gguf_mtp.runtime.library import BUILD_HINT, Library, load_library
 from gguf_mtp.runtime.speculative import MtpDrafter, SpeculativeLoop
@@ -70,16 +71,16 @@ def open_pair(
 ) -> Pair:
     """Open a base model with its heads: from one `merged` file, or from `base` and `heads`.
 
-    A merged file needs the patched library; two files work with any. Raises
-    RuntimeUnavailable where a file or the library does not serve, and PairingError where
-    heads are for another base.
+    A merged file of the inline layout needs the patched library; one of the tail layout and two
+    files work with any. Raises RuntimeUnavailable where a file or the library does not serve,
+    FormatError for a damaged tail, and PairingError where heads are for another base.
     """
     library = library or load_library()
     options = options or ModelOptions()
     with ExitStack() as stack:
         if merged is not None and base is None and heads is None:
             # The heads first: of a file that has none, this says so in a word.
-            head_model = stack.enter_context(Model.open_heads(library, merged, options))
+            head_model = stack.enter_context(_open_heads(library, merged, options))
             base_model = stack.enter_context(Model.open(library, merged, options))
         elif base is not None and heads is not None and merged is None:
             _require_head_support(library, heads)
@@ -90,6 +91,15 @@ def open_pair(
         _require_match(base_model, head_model)
         stack.pop_all()
     return Pair(base_model, head_model)
+
+
+def _open_heads(library: Library, merged: Path, options: ModelOptions) -> Model:
+    footer = read_footer(merged) if merged.is_file() else None
+    if footer is None:
+        return Model.open_heads(library, merged, options)
+    require_complete(merged, footer)
+    # The ordered head travels as keys there, which no library takes up here: all rows are scored.
+    return Model.open_at(library, merged, footer.heads_offset, options)
 
 
 def _require_head_support(library: Library, heads: Path) -> None:

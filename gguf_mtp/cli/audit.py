@@ -1,0 +1,77 @@
+"""``gguf-mtp audit``: a package's drafter beside a public checkpoint of one."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from gguf_mtp.cli.progress import exit_on_signals
+from gguf_mtp.cli.show import name_table, wide_console
+from gguf_mtp.drafters.litert.audit import Audit, audit
+
+
+@click.command()
+@click.option(
+    "--litert",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .litertlm package.",
+)
+@click.option(
+    "--hf",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Drafter checkpoint directory to compare with.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def command(ctx: click.Context, litert: Path, hf: Path, as_json: bool) -> None:
+    """Compare the drafter in a .litertlm package with a checkpoint, role by role.
+
+    "same grid": the checkpoint's values lie within half a quantization step of the package's, so
+    these may have been rounded from those. Exit codes: 0 the same, 1 differences, 2 failed.
+
+    \b
+    Example:
+      gguf-mtp audit --litert gemma-4-E2B-it.litertlm --hf gemma-4-E2B-it-assistant
+    """
+    with exit_on_signals():
+        found = audit(litert, hf)
+    if as_json:
+        click.echo(json.dumps(found.document(), indent=2))
+    else:
+        _print(found)
+    ctx.exit(0 if found.same else 1)
+
+
+def _print(found: Audit) -> None:
+    console = wide_console()
+    table = name_table("role", (role.name for role in found.roles), "package", "checkpoint")
+    for heading in ("max error", "relative", "steps"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for role in found.roles:
+        table.add_row(
+            escape(role.name),
+            escape(role.package or "-"),
+            escape(role.checkpoint or "-"),
+            *(_number(value) for value in (role.max_abs_error, role.max_rel_error, role.steps)),
+            role.verdict,
+        )
+    console.print(table)
+    for setting in found.settings:
+        console.print(
+            f"{setting.name}: {escape(setting.package)} in the package, "
+            f"{escape(setting.checkpoint)} in the checkpoint"
+        )
+    for line in found.remarks:
+        console.print(f"note: {escape(line)}")
+    counts = Counter(role.verdict for role in found.roles)
+    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    console.print(f"{len(found.roles)} roles: {listed}; {len(found.settings)} settings differ")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""MTP drafters out of `.litertlm` packages: found by dataflow, every constant accounted for."""

@@ -1,0 +1,1 @@
+"""Makes the `.litertlm` fixtures with Google's own exporter, quantizer and packer."""
