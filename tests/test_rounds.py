@@ -15,7 +15,8 @@ import pytest
 
 from demo import same_text
 from gguf_mtp import api
-from gguf_mtp.merged import heads_from_gguf
+from gguf_mtp.drafters.sources import heads_from_gguf
+from gguf_mtp.model import half_from_gguf
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.runtime.bindings import (
@@ -83,7 +84,7 @@ def test_dense_and_unsorted_heads_draft_in_one_graph(
 ) -> None:
     base, dense, unsorted = (tmp_path / f"{name}.gguf" for name in ("base", "dense", "unsorted"))
     api.split(merged_f32, base, dense)
-    drafter = heads_from_gguf(read_gguf(dense)).drafter
+    drafter = heads_from_gguf(read_gguf(dense), half_from_gguf(read_gguf(base))).drafter
     write_gguf(plan(drafter.half.keys, drafter.half.tensors), unsorted)
     merged = run("-m", merged_f32, prompt=PROMPTS[0])
     for heads in (dense, unsorted):
@@ -143,8 +144,9 @@ def test_a_tree_gives_the_same_text_in_fewer_rounds(
 
 def test_statistics_that_cannot_be_written_are_an_error(merged_f32: Path, tmp_path: Path) -> None:
     for program in ("llama-speculative-simple", TREE):
-        command = [programs("exact") / program, "-m", merged_f32, "-p", "import", "-n", "4"]
-        command += ["--spec-stats", tmp_path / "none" / "stats.json"]
+        path = str(tmp_path / "none" / "stats.json")
+        command = [str(programs("exact") / program), "-m", str(merged_f32), "--spec-stats", path]
+        command += ["-p", "import", "-n", "4"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert result.returncode == 1
         assert "cannot write the statistics" in result.stderr
@@ -152,7 +154,7 @@ def test_statistics_that_cannot_be_written_are_an_error(merged_f32: Path, tmp_pa
 
 def test_four_slots_give_the_texts_of_one(merged_f32: Path, tmp_path: Path) -> None:
     def answers(slots: int, *arguments: str) -> list[list[int]]:
-        flags = ("-m", merged_f32, *arguments)
+        flags: tuple[str | Path, ...] = ("-m", merged_f32, *arguments)
         with (
             server(programs("exact"), *flags, log=tmp_path / "log", slots=slots) as running,
             ThreadPoolExecutor(slots) as pool,
@@ -190,7 +192,7 @@ def test_rejection_sampling_accepts_more(sampled: dict[str, list[Any]]) -> None:
     def tokens_per_pass(answers: Sequence[Any]) -> float:
         timings = [answer["timings"] for answer in answers]
         tokens = sum(t["predicted_n"] for t in timings)
-        return tokens / (tokens - sum(t["draft_n_accepted"] for t in timings))
+        return float(tokens / (tokens - sum(t["draft_n_accepted"] for t in timings)))
 
     match, rejection = (tokens_per_pass(answers) for answers in sampled.values())
     assert rejection > 1.1 * match
