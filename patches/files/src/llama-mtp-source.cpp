@@ -6,8 +6,10 @@
 #include "ggml-cpp.h"
 #include "gguf.h"
 
+#include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -48,6 +50,87 @@ bool mtp_is_merged(const gguf_context * meta) {
                     MTP_KEY_VERSION, MTP_FORMAT_VERSION));
     }
     return true;
+}
+
+// The tail layout: a base, a complete drafter GGUF, and this at the very end of the file.
+struct mtp_footer {
+    char     magic[8];
+    uint64_t base_bytes;
+    uint64_t heads_offset;
+    uint64_t heads_bytes;
+    uint8_t  sha256[32];
+    uint32_t version;
+    uint32_t crc32; // for gguf-mtp; here the GGUF behind it has to make sense
+};
+static_assert(sizeof(mtp_footer) == 72, "as the file has it");
+
+const char * const MTP_FOOTER_MAGIC = "GGUF-MTP";
+
+// where the drafter begins in a file of the tail layout; 0 for any other file
+uint64_t mtp_tail_offset(const std::string & path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    const auto size = file.tellg();
+    if (!file || size < (std::streamoff) sizeof(mtp_footer)) {
+        return 0;
+    }
+    mtp_footer footer;
+    file.seekg(-(std::streamoff) sizeof(footer), std::ios::end);
+    file.read((char *) &footer, sizeof(footer));
+    if (!file || std::memcmp(footer.magic, MTP_FOOTER_MAGIC, sizeof(footer.magic)) != 0) {
+        return 0;
+    }
+    const uint64_t room = (uint64_t) size - sizeof(footer);
+    if (footer.version != MTP_FORMAT_VERSION || footer.heads_offset < footer.base_bytes ||
+            footer.heads_offset > room || footer.heads_bytes != room - footer.heads_offset) {
+        throw std::runtime_error(format("%s: the footer of its MTP heads is damaged, or of another version", path.c_str()));
+    }
+    return footer.heads_offset;
+}
+
+// let the loader see the drafter of the tail instead of the base
+void mtp_load_tail(llama_model_loader & ml, const std::string & path, uint64_t offset) {
+    const std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path.c_str(), "rb"), fclose);
+#ifdef _WIN32
+    const bool at_heads = file && _fseeki64(file.get(), offset, SEEK_SET) == 0;
+#else
+    const bool at_heads = file && fseeko(file.get(), offset, SEEK_SET) == 0;
+#endif
+    ggml_context * ctx = nullptr;
+    gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ &ctx };
+    gguf_context_ptr meta { at_heads ? gguf_init_from_file_ptr(file.get(), params) : nullptr };
+    if (!meta) {
+        throw std::runtime_error(format("%s: the MTP heads at offset %llu cannot be read", path.c_str(), (unsigned long long) offset));
+    }
+
+    ml.files.clear();
+    ml.contexts.clear();
+    ml.weights_map.clear();
+    ml.n_elements = 0;
+    ml.n_bytes    = 0;
+
+    ml.files.emplace_back(new llama_file(path.c_str(), "rb", ml.use_direct_io));
+    ml.contexts.emplace_back(ctx);
+    for (ggml_tensor * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
+        ml.n_elements += ggml_nelements(cur);
+        ml.n_bytes    += ggml_nbytes(cur);
+        ml.weights_map.emplace(ggml_get_name(cur), llama_model_loader::llama_tensor_weight(ml.files.back().get(), 0, meta.get(), cur));
+    }
+    ml.metadata_ptr = std::move(meta);
+}
+
+// from here on the loader's metadata are the drafter's
+void mtp_use_drafter(llama_model_loader & ml) {
+    ml.metadata = ml.metadata_ptr.get();
+
+    ml.arch_name.clear();
+    const int64_t id = gguf_find_key(ml.metadata, "general.architecture");
+    if (id >= 0 && gguf_get_kv_type(ml.metadata, id) == GGUF_TYPE_STRING) {
+        ml.arch_name = gguf_get_val_str(ml.metadata, id);
+    }
+    ml.llm_kv = LLM_KV(llm_arch_from_string(ml.arch_name));
+
+    // the base has mapped this file already: mapping it again would prefetch all of it for a few percent
+    ml.use_mmap = false;
 }
 
 bool mtp_tokenizer_is_shared(const gguf_context * meta) {
@@ -118,7 +201,11 @@ llama_mtp_source::llama_mtp_source(const std::string & name) : path(name) {
 
 void llama_mtp_source::narrow(llama_model_loader & ml) const {
     if (!mtp_is_merged(ml.metadata)) {
-        if (part == DRAFTER) {
+        const uint64_t tail = part == DRAFTER ? mtp_tail_offset(path) : 0;
+        if (tail > 0) {
+            mtp_load_tail(ml, path, tail);
+            mtp_use_drafter(ml);
+        } else if (part == DRAFTER) {
             throw std::runtime_error(format("%s carries no MTP heads (no key %s)", path.c_str(), MTP_KEY_VERSION));
         }
         return;
@@ -147,22 +234,19 @@ void llama_mtp_source::narrow(llama_model_loader & ml) const {
 
     if (part == DRAFTER) {
         ml.metadata_ptr = mtp_drafter_metadata(ml.metadata);
-        ml.metadata     = ml.metadata_ptr.get();
-
-        ml.arch_name.clear();
-        const int64_t id = gguf_find_key(ml.metadata, "general.architecture");
-        if (id >= 0 && gguf_get_kv_type(ml.metadata, id) == GGUF_TYPE_STRING) {
-            ml.arch_name = gguf_get_val_str(ml.metadata, id);
-        }
-        ml.llm_kv = LLM_KV(llm_arch_from_string(ml.arch_name));
-
-        // the base has mapped this file already: mapping it again would prefetch all of it for a few percent
-        ml.use_mmap = false;
+        mtp_use_drafter(ml);
     }
 }
 
 bool llama_mtp_file_has_heads(const char * path_model) {
     const struct gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+    try {
+        if (mtp_tail_offset(path_model) > 0) {
+            return true;
+        }
+    } catch (const std::exception &) {
+        return true; // loading them will say what is wrong
+    }
     const gguf_context_ptr meta { std::ifstream(path_model).good() ? gguf_init_from_file(path_model, params) : nullptr };
     return meta && gguf_find_key(meta.get(), MTP_KEY_VERSION) >= 0;
 }
