@@ -10,6 +10,14 @@
     └── RuntimeUnavailable    no usable llama.cpp library, or it failed to load or run a model
 """
 
+MAX_VALUE = 80
+
+
+def brief(value: object) -> str:
+    """`value` for a message: as Python writes it, in ASCII, cut to 80 characters."""
+    text = ascii(value)
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
+
 
 class GgufMtpError(Exception):
     """Base class; ``str()`` of any instance is one line fit for a terminal."""

@@ -10,6 +10,7 @@ import tiny
 from gguf_mtp.errors import FormatError, GgufMtpError, UnsupportedError
 from gguf_mtp.gemma4.config import read_text_config
 from gguf_mtp.gemma4.target import target_half
+from gguf_mtp.gemma4.tensors import text_name
 from gguf_mtp.gemma4.vocabulary import suppressed_tokens, vocabulary
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from variants import edit_json
@@ -116,6 +117,31 @@ def test_architecture_refused(tmp_path: Path, architectures: Any, error: type[Ex
         target_half(read_checkpoint(target), "auto")
 
 
+def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
+    target = tiny.write_target(tmp_path / "t")
+    edit_json(target, "config.json", lambda v: v.update(quantization_config={"bits": 4}))
+    with pytest.raises(UnsupportedError, match=r"config\.json: quantized checkpoints"):
+        target_half(read_checkpoint(target), "auto")
+
+
+@pytest.mark.parametrize(
+    ("saved", "name"),
+    [
+        ("model.language_model.layers.0.layer_scalar", "model.layers.0.layer_scalar"),
+        ("language_model.model.norm.weight", "model.norm.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("model.norm.weight", "model.norm.weight"),
+        ("layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.embed_audio.embedding_projection.weight", None),
+        ("model.vision_tower.std_bias", None),
+        ("model.vision_embedder.pos_embedding", None),
+    ],
+)
+def test_names_within_the_text_stack(saved: str, name: str | None) -> None:
+    assert text_name(saved) == name
+
+
 def swap_ids(value: dict[str, Any]) -> None:
     vocab = value["model"]["vocab"]
     vocab["e"] = vocab["t"]
@@ -152,7 +178,7 @@ TOKENIZER_CASES: list[tuple[str, Any, str]] = [
     (
         "tokenizer_config.json",
         lambda v: v.update(chat_template=[{"name": "default", "template": 7}]),
-        "expected name, text",
+        "expected a name and a text",
     ),
 ]
 

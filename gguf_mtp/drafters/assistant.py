@@ -16,7 +16,7 @@ from gguf_mtp.drafters.ordered_head import (
     ordering_tensor,
     read_int64,
 )
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import TextConfig, read_text_config
 from gguf_mtp.gemma4.family import DRAFTER, architecture
 from gguf_mtp.gemma4.general import general_keys
@@ -52,7 +52,7 @@ def assistant_from_checkpoint(
     family = architecture(checkpoint, DRAFTER)
     values = checkpoint.config.get("text_config")
     if not isinstance(values, dict):
-        raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])
+        raise FormatError(f"{where}: text_config is {brief(values)}, expected an object")
     config = read_text_config(values, f"{where}: text_config", family.text_type)
     config = _with_shared_layers(config, str(where))
     backbone = _integer(checkpoint, "backbone_hidden_size", family.backbone)

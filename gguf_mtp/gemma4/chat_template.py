@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.keyvalue import KeyValue, string, strings
 from gguf_mtp.readers.checkpoint import Checkpoint
 from gguf_mtp.readers.strict_json import read_small
@@ -56,7 +56,7 @@ def _keys(where: Path, value: Any) -> list[KeyValue]:
     if isinstance(value, str):
         return [string(KEY, _text(where, value))]
     if not isinstance(value, list):
-        raise FormatError(f"{where}: chat_template is {value!a}, expected text or a list"[:300])
+        raise FormatError(f"{where}: chat_template is {brief(value)}, expected text or a list")
     templates = dict(_named(where, value))
     default = templates.pop(DEFAULT, None)
     keys = [string(f"{KEY}.{name}", text) for name, text in templates.items()]
@@ -71,7 +71,9 @@ def _named(where: Path, choices: list[Any]) -> Iterator[tuple[str, str]]:
         name = choice.get("name") if isinstance(choice, dict) else None
         text = choice.get("template") if isinstance(choice, dict) else None
         if not isinstance(name, str) or not name or not isinstance(text, str) or not text:
-            raise FormatError(f"{where}: chat_template holds {choice!a}, expected name, text"[:300])
+            raise FormatError(
+                f"{where}: chat_template holds {brief(choice)}, expected a name and a text"
+            )
         yield re.sub("[^a-zA-Z0-9]", "_", name), _text(where, text)
 
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.family import TEXT_DEFAULTS
 
 SLIDING = "sliding_attention"
@@ -89,7 +89,7 @@ class _Fields:
         self.where = where
 
     def error(self, name: str, expected: str) -> FormatError:
-        found = repr(self.values.get(name))[:80]
+        found = brief(self.values.get(name))
         return FormatError(f"{self.where}: {name} is {found}, expected {expected}")
 
     def size(self, name: str, default: int, low: int = 1, high: int = MAX_SIZE) -> int:
@@ -126,7 +126,9 @@ def read_text_config(values: dict[str, Any], where: str, text_type: str) -> Text
     defaults = TEXT_DEFAULTS[text_type]
     model_type = values.get("model_type", text_type)
     if model_type != text_type:
-        raise UnsupportedError(f"{where}: model_type is {model_type!a}, expected {text_type!r}")
+        raise UnsupportedError(
+            f"{where}: model_type is {brief(model_type)}, expected {text_type!r}"
+        )
     if values.get("quantization_config"):
         raise UnsupportedError(f"{where}: quantized checkpoints (quantization_config) are not read")
     if values.get("use_bidirectional_attention") == "all":

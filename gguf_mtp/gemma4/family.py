@@ -7,7 +7,7 @@ Source: transformers 5.22 ``configuration_gemma4.py``, ``configuration_gemma4_un
 
 from dataclasses import dataclass
 
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.readers.checkpoint import Checkpoint
 
 TARGET = "a Gemma 4 base model"
@@ -70,11 +70,11 @@ def architecture(checkpoint: Checkpoint, role: str) -> Architecture:
         raise UnsupportedError(f"{where}: quantized checkpoints (quantization_config) are not read")
     value = checkpoint.config.get("architectures")
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
-        raise FormatError(f"{where}: architectures is {value!a}, expected one name"[:300])
+        raise FormatError(f"{where}: architectures is {brief(value)}, expected one name")
     row = ARCHITECTURES.get(value[0])
     if row is None or row.role != role:
         accepted = tuple(name for name, other in ARCHITECTURES.items() if other.role == role)
         raise UnsupportedError(
-            f"{where}: architecture {value[0]!r} is not {role}, expected one of {accepted}"
+            f"{where}: architecture {brief(value[0])} is not {role}, expected one of {accepted}"
         )
     return row

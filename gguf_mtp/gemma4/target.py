@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import read_text_config
 from gguf_mtp.gemma4.family import TARGET, architecture
 from gguf_mtp.gemma4.general import general_keys
@@ -28,7 +28,7 @@ def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
     family = architecture(checkpoint, TARGET)
     values = checkpoint.config.get("text_config", checkpoint.config)
     if not isinstance(values, dict):
-        raise FormatError(f"{where}: text_config is {values!a}, expected an object"[:200])
+        raise FormatError(f"{where}: text_config is {brief(values)}, expected an object")
     config = read_text_config(values, str(where), family.text_type)
     refs = match_tensors(checkpoint, _text_tensors(checkpoint), target_tensors(config))
     number = base_outtype(outtype, (ref for _, ref in refs))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.chat_template import chat_template_keys
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, strings, u32
 from gguf_mtp.readers.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ def _added_tokens(where: Path, tokenizer: dict[str, Any]) -> dict[str, int]:
         text = entry.get("content") if isinstance(entry, dict) else None
         number = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(text, str) or type(number) is not int:
-            raise FormatError(f"{where}: added token without content and id: {entry!a}"[:200])
+            raise FormatError(f"{where}: added token without content and id: {brief(entry)}")
         if added.setdefault(text, number) != number:
             raise FormatError(f"{where}: added token {text!a} has ids {added[text]} and {number}")
     return added
@@ -207,7 +207,7 @@ def _special_texts(checkpoint: Checkpoint, settings: dict[str, Any]) -> set[str]
     specific = values.get("model_specific_special_tokens") or {}
     for group in (extra, specific):
         if not isinstance(group, list | dict):
-            raise FormatError(f"{where}: special tokens are {group!a}, expected a list"[:200])
+            raise FormatError(f"{where}: special tokens are {brief(group)}, expected a list")
         texts |= {_content(v) for v in (group.values() if isinstance(group, dict) else group)}
     return {text for text in texts if text is not None}
 
@@ -327,7 +327,7 @@ def suppressed_tokens(checkpoint: Checkpoint, n_tokens: int) -> list[KeyValue]:
         type(number) is not int or not 0 <= number < n_tokens for number in value
     ):
         raise FormatError(
-            f"{checkpoint.path / 'generation_config.json'}: suppress_tokens is {value!a}, "
-            f"expected token ids from 0 to {n_tokens - 1}"[:300]
+            f"{checkpoint.path / 'generation_config.json'}: suppress_tokens is {brief(value)}, "
+            f"expected token ids from 0 to {n_tokens - 1}"
         )
     return [array("tokenizer.ggml.suppress_tokens", ValueType.INT32, value)]

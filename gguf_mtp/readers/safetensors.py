@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.readers.source import SourceFile, TensorRef
 from gguf_mtp.readers.strict_json import parse_object
 
@@ -77,9 +77,11 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise FormatError(f"{where}: unknown dtype {dtype!a}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise FormatError(f"{where}: bad shape {shape!a}"[:200])
+        raise FormatError(
+            f"{where}: shape is {brief(shape)}, expected up to {MAX_DIMENSIONS} sizes"
+        )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(f"{where}: bad data_offsets {offsets!a}"[:200])
+        raise FormatError(f"{where}: data_offsets is {brief(offsets)}, expected [begin, end]")
     nbytes = prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         raise FormatError(
