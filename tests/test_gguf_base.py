@@ -70,6 +70,19 @@ def test_base_in_parts(
     assert (tmp_path / "b.gguf").read_bytes() == pair[0].read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["inline", "tail"])
+def test_split_says_that_parts_come_as_one_file(
+    tmp_path: Path, pair: tuple[Path, Path], layout: str
+) -> None:
+    parts = write_parts(pair[0], tmp_path / "parts")
+    heads = tiny.write_drafter(tmp_path / "drafter")
+    for name, base, expected in (("parts", parts[0], ["one-file"]), ("one", pair[0], [])):
+        convert(base, heads, tmp_path / f"{name}.gguf", layout=layout)
+        outputs = split(tmp_path / f"{name}.gguf", tmp_path / f"{name}.b.gguf", None)
+        assert [note.code for output in outputs for note in output.notes] == expected
+        assert outputs[0].path.read_bytes() == pair[0].read_bytes()
+
+
 def test_a_tail_behind_a_base_in_parts(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     """The parts are joined; there is no one file to append to."""
     parts = write_parts(pair[0], tmp_path / "parts")
