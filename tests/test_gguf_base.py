@@ -226,6 +226,21 @@ def test_siblings_are_left_alone(tmp_path: Path, pair: tuple[Path, Path]) -> Non
     assert (tmp_path / "mmproj-base.gguf").read_bytes() == b"not looked at"
 
 
+def test_a_base_that_says_nothing_of_shared_layers(tmp_path: Path) -> None:
+    """As llama.cpp reads it: all layers have keys and values of their own."""
+    base = tiny.write_target(tmp_path / "target", tiny.DENSE)
+    heads = tiny.write_drafter(tmp_path / "drafter", tiny.DENSE)
+    convert(base, heads, tmp_path / "m.gguf")
+    split(tmp_path / "m.gguf", tmp_path / "b.gguf", None)
+    half = half_from_gguf(read_gguf(tmp_path / "b.gguf"))
+    keys = tuple(key for key in half.keys if key.name != "gemma4.attention.shared_kv_layers")
+    write_gguf(plan(keys, half.tensors), tmp_path / "silent.gguf")
+    assert len(keys) == len(half.keys) - 1
+    convert(tmp_path / "silent.gguf", heads, tmp_path / "m2.gguf")
+    split(tmp_path / "m2.gguf", tmp_path / "b2.gguf", None)
+    assert (tmp_path / "b2.gguf").read_bytes() == (tmp_path / "silent.gguf").read_bytes()
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS, ids=lambda kind: kind.name)
 def test_every_structure(tmp_path: Path, kind: tiny.Kind) -> None:
     base = tiny.write_target(tmp_path / "target", kind)
