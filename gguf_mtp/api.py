@@ -15,9 +15,11 @@ from gguf_mtp.gemma4.target import target_half
 from gguf_mtp.merged import INLINE, check_and_describe, join, separate
 from gguf_mtp.model import Half
 from gguf_mtp.namespace import is_merged
+from gguf_mtp.notes import Note
 from gguf_mtp.output import check_output, cut
 from gguf_mtp.pipeline import Progress
 from gguf_mtp.plan import FilePlan, appended, copy_of, one_gguf, plan, span, with_tail
+from gguf_mtp.provenance import split_notes
 from gguf_mtp.quantized import Bars, Needs, in_place_of, needs, no_bars, quantized_base
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
@@ -31,10 +33,11 @@ LAYOUTS = (INLINE, TAIL)
 
 @dataclass(frozen=True)
 class Output:
-    """One file to write, or written."""
+    """One file to write, or written, and what to tell the user about it."""
 
     path: Path
     plan: FilePlan
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,12 @@ def plan_split(
         heads = in_dialect(found.drafter, BY_NAME[dialect])
         heads = replace(heads, keys=(*heads.keys, *found.carried))
         base_plan = copy_of(merged, tail.footer.base_window)
-    plans = (base_plan, one_gguf(plan(heads.keys, heads.tensors)))
-    wanted = zip((base_out, heads_out), plans, strict=True)
-    return [Output(path, file) for path, file in wanted if path]
+    outputs = []
+    if base_out:
+        outputs.append(Output(base_out, base_plan, split_notes(heads)))
+    if heads_out:
+        outputs.append(Output(heads_out, one_gguf(plan(heads.keys, heads.tensors))))
+    return outputs
 
 
 def split(

@@ -13,10 +13,13 @@ from gguf_mtp.errors import PairingError
 from gguf_mtp.gemma4.shape import ModelShape
 from gguf_mtp.keyvalue import KeyValue, string, strings, u32
 from gguf_mtp.model import Half
+from gguf_mtp.notes import Note
 
 SOURCE = "mtp.source."
 TARGET = "mtp.target."
 CONVERTER = f"gguf-mtp {__version__}"
+TARGET_KIND = f"{TARGET}kind"
+TARGET_FILES = f"{TARGET}files"
 TARGET_SIZE = f"{TARGET}embedding_length"
 TARGET_VOCAB = f"{TARGET}vocab_size"
 TARGET_TOKENIZER = f"{TARGET}tokenizer_sha256"
@@ -57,17 +60,27 @@ def describe(
         keys.append(string(f"{SOURCE}license", heads.license))
     keys += (
         *facts,
-        string(f"{TARGET}kind", base.kind),
+        string(TARGET_KIND, base.kind),
         string(f"{TARGET}name", Path(base.origin).absolute().name),
         string(f"{TARGET}architecture", str(base.value("general.architecture"))),
         u32(TARGET_SIZE, base_shape.hidden_size),
         u32(TARGET_VOCAB, base_shape.vocab_size),
         string(TARGET_TOKENIZER, tokenizer_digest(base.keys)),
-        strings(f"{TARGET}files", [path.name for path in base.weights]),
+        strings(TARGET_FILES, [path.name for path in base.weights]),
     )
     if hash_base:
         keys.append(Digests(f"{TARGET}sha256", base.weights))
     return tuple(keys)
+
+
+def split_notes(heads: Half) -> tuple[Note, ...]:
+    """What to say of the base that `heads` are taken off, by the provenance among their keys."""
+    files = heads.by_name.get(TARGET_FILES)
+    if files is None or files.count < 2 or heads.value(TARGET_KIND) != "gguf":
+        return ()
+    return (
+        Note("one-file", f"the base was merged from {files.count} parts and comes as one file"),
+    )
 
 
 def tokenizer_digest(keys: Iterable[KeyValue]) -> str:

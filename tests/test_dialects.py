@@ -14,8 +14,9 @@ from gguf_mtp.drafters import dialects, translate
 from gguf_mtp.drafters.dialects import BY_NAME, WRITABLE, Dialect, Key
 from gguf_mtp.drafters.infer import complete
 from gguf_mtp.drafters.ordered_head import Ordering
+from gguf_mtp.drafters.sources import SOURCES
 from gguf_mtp.errors import FormatError, GgufMtpError, PairingError, UnsupportedError
-from gguf_mtp.ggml import F32, I32
+from gguf_mtp.ggml import F32, I32, type_by_id
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, string, u32
 from gguf_mtp.model import Half, Tensor, half_from_gguf, read_tensor
 from gguf_mtp.plan import plan
@@ -549,6 +550,44 @@ def test_any_missing_tensor_is_one_line(tmp_path: Path, files: dict[str, Path], 
         assert bool(message) != ref.name.endswith(optional)
         assert "\n" not in message
         heads.unlink()
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_any_missing_key_is_one_line(tmp_path: Path, files: dict[str, Path], name: str) -> None:
+    for key in read_gguf(files[name]).keys:
+        heads = edited(files, name, tmp_path / "gone.gguf", keys={key.name: None})
+        message = ""
+        try:
+            plan_convert(files["base"], heads)
+        except GgufMtpError as error:
+            message = str(error)
+        # Everything else follows from shapes and the base, or nothing hangs on it.
+        expected = key.name == "general.architecture" or ".carried." in key.name
+        assert bool(message) == expected, key.name
+        heads.unlink()
+
+
+def test_shapes_that_nothing_bounds(tmp_path: Path, files: dict[str, Path]) -> None:
+    """A type nobody knows fits any shape: what is inferred from it has to be looked at."""
+    name = "blk.1.attn_q_norm.weight"
+    wide = Tensor(name, type_by_id(200), (1 << 60,), bytes(32), verbatim=True)
+    arch = "gemma4_assistant"
+    heads = edited(
+        files,
+        "atomic",
+        tmp_path / "h.gguf",
+        keys={f"{arch}.attention.key_length": None},
+        tensors={name: wide, "rope_freqs.weight": None},
+    )
+    with pytest.raises(FormatError, match=rf"{name} has shape \[1152921504606846976\], expected"):
+        plan_convert(files["base"], heads)
+
+
+def test_a_gguf_is_told_by_its_magic(files: dict[str, Path]) -> None:
+    """Its byte 8, the low one of the tensor count, may be what a safetensors header begins with."""
+    start = b"GGUF" + struct.pack("<IQQ", 3, ord("{"), 40)
+    first = next(row for row in SOURCES if row.found(files["ik"], start))
+    assert first.name == "GGUF"
 
 
 def test_nothing_is_added_to_a_complete_file(files: dict[str, Path]) -> None:

@@ -83,6 +83,24 @@ def test_damaged_heads(tiny_merged: Path, tmp_path: Path) -> None:
     assert seen["FormatError"] > 100
 
 
+@pytest.mark.parametrize("dialect", ["22738", "atomic", "ik"])
+def test_damaged_heads_of_a_dialect(tiny_merged: Path, tmp_path: Path, dialect: str) -> None:
+    """Damage within the names and values that the dialect has for itself, where most of it is."""
+    rng = random.Random(4)
+    base, heads = tmp_path / "b.gguf", tmp_path / "h.gguf"
+    split(tiny_merged, base, heads, dialect=dialect)
+    data, header = heads.read_bytes(), read_gguf(heads).data_start
+    texts = (b"tokenizer.ggml.model", b"tokenizer.ggml.add_space_prefix")
+    begin, end = (data.index(text) for text in texts)
+    seen: Counter[str] = Counter()
+    for _ in range(100):
+        damaged = bytearray(damage(data, header, rng))
+        damaged[begin:end] = data[begin:end]
+        heads.write_bytes(damaged)
+        seen[outcome(lambda: plan_convert(base, heads))] += 1
+    assert seen.total() - seen["accepted"] > 20
+
+
 @pytest.mark.parametrize(
     ("role", "name"),
     [

@@ -70,6 +70,19 @@ def test_base_in_parts(
     assert (tmp_path / "b.gguf").read_bytes() == pair[0].read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["inline", "tail"])
+def test_split_says_that_parts_come_as_one_file(
+    tmp_path: Path, pair: tuple[Path, Path], layout: str
+) -> None:
+    parts = write_parts(pair[0], tmp_path / "parts")
+    heads = tiny.write_drafter(tmp_path / "drafter")
+    for name, base, expected in (("parts", parts[0], ["one-file"]), ("one", pair[0], [])):
+        convert(base, heads, tmp_path / f"{name}.gguf", layout=layout)
+        outputs = split(tmp_path / f"{name}.gguf", tmp_path / f"{name}.b.gguf", None)
+        assert [note.code for output in outputs for note in output.notes] == expected
+        assert outputs[0].path.read_bytes() == pair[0].read_bytes()
+
+
 def test_a_tail_behind_a_base_in_parts(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     """The parts are joined; there is no one file to append to."""
     parts = write_parts(pair[0], tmp_path / "parts")
@@ -211,6 +224,21 @@ def test_siblings_are_left_alone(tmp_path: Path, pair: tuple[Path, Path]) -> Non
     (tmp_path / "mmproj-base.gguf").write_bytes(b"not looked at")
     convert(base, pair[1], tmp_path / "m.gguf")
     assert (tmp_path / "mmproj-base.gguf").read_bytes() == b"not looked at"
+
+
+def test_a_base_that_says_nothing_of_shared_layers(tmp_path: Path) -> None:
+    """As llama.cpp reads it: all layers have keys and values of their own."""
+    base = tiny.write_target(tmp_path / "target", tiny.DENSE)
+    heads = tiny.write_drafter(tmp_path / "drafter", tiny.DENSE)
+    convert(base, heads, tmp_path / "m.gguf")
+    split(tmp_path / "m.gguf", tmp_path / "b.gguf", None)
+    half = half_from_gguf(read_gguf(tmp_path / "b.gguf"))
+    keys = tuple(key for key in half.keys if key.name != "gemma4.attention.shared_kv_layers")
+    write_gguf(plan(keys, half.tensors), tmp_path / "silent.gguf")
+    assert len(keys) == len(half.keys) - 1
+    convert(tmp_path / "silent.gguf", heads, tmp_path / "m2.gguf")
+    split(tmp_path / "m2.gguf", tmp_path / "b2.gguf", None)
+    assert (tmp_path / "b2.gguf").read_bytes() == (tmp_path / "silent.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS, ids=lambda kind: kind.name)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import tiny
 from gguf_mtp.api import convert, plan_convert, split
+from gguf_mtp.cli.main import main
 from gguf_mtp.errors import PairingError, UnsupportedError
 from gguf_mtp.keyvalue import boolean
 from gguf_mtp.model import half_from_gguf
@@ -238,3 +240,17 @@ def test_ordered_head_that_is_missed(
     assert codes(tiny_target, heads) == []
     monkeypatch.setattr("gguf_mtp.pairing.ORDERED_HEAD_WIDTH", tiny.DRAFTER_HIDDEN)
     assert codes(tiny_target, heads) == ["no-ordered-head"]
+
+
+def test_notes_on_the_command_line(tmp_path: Path) -> None:
+    base = tiny.write_target(tmp_path / "target", tiny.MOE)
+    heads = tiny.write_drafter(tmp_path / "drafter", tiny.MOE)
+    arguments = ["convert", "--base", str(base), "--heads", str(heads), "-o"]
+    shown = CliRunner().invoke(main, [*arguments, str(tmp_path / "a.gguf")])
+    assert shown.exit_code == 0
+    assert shown.stderr.startswith("note: a mixture of experts")
+    assert "note:" not in shown.stdout
+    as_json = CliRunner().invoke(main, [*arguments, str(tmp_path / "b.gguf"), "--json"])
+    assert [note["code"] for note in json.loads(as_json.stdout)["notes"]] == ["moe-depth"]
+    quiet = CliRunner().invoke(main, [*arguments, str(tmp_path / "c.gguf"), "--quiet"])
+    assert quiet.output == ""

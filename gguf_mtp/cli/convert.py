@@ -25,13 +25,14 @@ from gguf_mtp.tail import TAIL
     "--base",
     required=True,
     type=click.Path(path_type=Path),
-    help="Gemma 4 checkpoint directory, or a base GGUF (copied as it is).",
+    help="Gemma 4 checkpoint directory, or a base GGUF (copied as it is), also in parts.",
 )
 @click.option(
     "--heads",
     required=True,
     type=click.Path(path_type=Path),
-    help="Drafter checkpoint directory, or a gemma4-assistant GGUF (copied as it is).",
+    help="Drafter: checkpoint directory, GGUF of any dialect (copied as it is), loose safetensors, "
+    ".litertlm package.",
 )
 @click.option(
     "-o",

@@ -1,13 +1,14 @@
 """``gguf-mtp split``: a merged GGUF back into base and heads."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from gguf_mtp.api import plan_split, write_outputs
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
-from gguf_mtp.cli.show import human_bytes
+from gguf_mtp.cli.show import human_bytes, print_notes
 from gguf_mtp.drafters.dialects import UPSTREAM, WRITABLE
 from gguf_mtp.errors import OutputError
 from gguf_mtp.writer import bytes_to_read
@@ -38,7 +39,8 @@ def command(
 ) -> None:
     """Take a merged GGUF of either layout apart: the exact inverse of convert.
 
-    The base is the file that was merged, byte for byte. The heads are a gemma4-assistant GGUF that
+    The base is the file that was merged, byte for byte, and one file also where that came in parts.
+    The heads are a gemma4-assistant GGUF that
     an unpatched llama.cpp runs with -md; merging the two again gives the same bytes. Other programs
     want other names: --dialect.
 
@@ -65,12 +67,14 @@ def command(
                 "output": str(output.path),
                 "bytes": output.plan.total_bytes,
                 "tensors": output.plan.n_tensors,
+                "notes": [asdict(note) for note in output.notes],
             }
             for output in outputs
         ]
         click.echo(json.dumps({"outputs": results}, indent=2))
     elif not quiet:
         for output in outputs:
+            print_notes(output.notes)
             click.echo(
                 f"{output.path}: {output.plan.n_tensors} tensors, "
                 f"{human_bytes(output.plan.total_bytes)}"

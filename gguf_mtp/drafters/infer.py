@@ -28,6 +28,7 @@ EPSILON = 1e-6
 CENTROIDS_SCORED = 32
 ROTATED_SHARE = 0.25
 STANDSTILL = 1e30
+MAX_SIZE = 1 << 24
 SCALE = "layer_output_scale.weight"
 
 
@@ -60,6 +61,12 @@ class _Facts:
         if tensor is None or len(tensor.shape) != n_dims:
             found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
             raise FormatError(f"{self.half.origin}: tensor {name} is {found}")
+        # The bytes of a tensor of unknown type say nothing about its shape.
+        if tensor.shape[axis] > MAX_SIZE:
+            raise FormatError(
+                f"{self.half.origin}: tensor {name} has shape {list(tensor.shape)}, "
+                f"expected sizes up to {MAX_SIZE}"
+            )
         return tensor.shape[axis]
 
     @cached_property

@@ -134,8 +134,8 @@ def _read_extraction(path: Path, base: Half, heads_type: str | None) -> Heads:
     return Heads(found.drafter, facts=inferred_key(found.inferred), notes=note)
 
 
-# In order: the first row that finds its kind reads it. Magics come before what a safetensors file
-# can only be guessed by.
+# In order: the first row that finds its kind reads it. Magics come before safetensors files, which
+# have none and are only guessed at.
 SOURCES = (
     HeadsSource("GGUF", lambda path, start: start.startswith(MAGIC), _read_gguf),
     HeadsSource(".litertlm", lambda path, start: start.startswith(LITERTLM_MAGIC), _read_litertlm),

@@ -71,7 +71,10 @@ def read_shape(half: Half, arch: str) -> ModelShape:
         kv_heads=keys.per_layer("attention.head_count_kv", n_layers, INTEGERS),
         head_dims=tuple(widths[kind] for kind in layer_types),
         feed_forward=keys.per_layer("feed_forward_length", n_layers, INTEGERS),
-        shared_kv_layers=keys.size("attention.shared_kv_layers", n_layers, low=0),
+        # As in llama.cpp, none where the key is missing.
+        shared_kv_layers=keys.size("attention.shared_kv_layers", n_layers, low=0)
+        if f"{arch}.attention.shared_kv_layers" in half.by_name
+        else 0,
         rope_bases={
             FULL: keys.number("rope.freq_base"),
             SLIDING: keys.number("rope.freq_base_swa"),
