@@ -4,7 +4,7 @@ from gguf_mtp.drafters.litert.dataflow import Dataflow
 from gguf_mtp.drafters.litert.findings import Findings
 from gguf_mtp.drafters.litert.identify import Found
 from gguf_mtp.errors import FormatError, UnsupportedError
-from gguf_mtp.readers.tflite import NO_TENSOR, TfliteTensor, constants
+from gguf_mtp.readers.tflite_model import NO_TENSOR, TfliteTensor, constants
 
 # int2, int4 and int8 are weights whatever their size; so are floats of a hidden state's width.
 INTEGERS = frozenset(("INT2", "INT4", "INT8", "UINT4", "UINT8"))
