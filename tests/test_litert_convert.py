@@ -107,7 +107,7 @@ def test_provenance_of_a_merged_file(native: Path) -> None:
     assert len(keys["mtp.source.sha256"][0]) == 64
 
 
-@pytest.mark.parametrize("heads_type", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("heads_type", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 def test_other_types_convert_the_values(target_dir: Path, tmp_path: Path, heads_type: str) -> None:
     out = tmp_path / "out.gguf"
     convert(target_dir, fixture("trained"), out, heads_type=heads_type)
@@ -131,6 +131,22 @@ def test_splitting_and_merging_again_gives_the_same(native: Path, tmp_path: Path
     split(native, base, heads)
     convert(base, heads, again)
     assert again.read_bytes() == native.read_bytes()
+
+
+def test_native_is_what_is_done_by_default(native: Path, target_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    convert(target_dir, fixture("trained"), out, outtype="f32", heads_type="native")
+    assert out.read_bytes() == native.read_bytes()
+
+
+def test_heads_can_be_attached_to_a_base(native: Path, tmp_path: Path) -> None:
+    base, whole, again = (tmp_path / f"{name}.gguf" for name in ("base", "whole", "again"))
+    split(native, base, None)
+    code, output = run("attach", base, "--heads", fixture("trained"), "-o", whole)
+    assert code == 0
+    assert "codes carried unchanged and compared: 8 INT8 as Q8_0, 10 INT4 as Q4_0" in output
+    assert run("detach", whole, "-o", again)[0] == 0
+    assert again.read_bytes() == base.read_bytes()
 
 
 # --- run by llama.cpp ---------------------------------------------------------------------

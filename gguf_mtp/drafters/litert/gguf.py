@@ -17,7 +17,7 @@ from gguf_mtp.encode import Encoder
 from gguf_mtp.errors import PairingError
 from gguf_mtp.gemma4.config import Rope, TextConfig, read_text_config
 from gguf_mtp.gemma4.keys import ROPE_FREQS, hyperparameters, quantization_version, rope_freqs
-from gguf_mtp.gemma4.outtype import heads_outtype, stored_type
+from gguf_mtp.gemma4.outtype import NATIVE, heads_outtype, stored_type
 from gguf_mtp.gemma4.tensors import BLOCK_HF_NAMES
 from gguf_mtp.ggml import F32, GgmlType
 from gguf_mtp.keyvalue import KeyValue, boolean, f32, string, strings, u32
@@ -27,7 +27,6 @@ from gguf_mtp.provenance import SOURCE
 from gguf_mtp.readers.source import SourceFile
 
 NAMESPACE = f"{SOURCE}litert."
-NATIVE = ("auto", "native")
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -82,9 +81,9 @@ class _Matrices:
 
     def __init__(self, path: Path, heads_type: str) -> None:
         self.path = path
-        self.native = heads_type in NATIVE
+        self.native = heads_type in ("auto", NATIVE)
         # Floats have no grid of their own to keep: they are stored as in any drafter.
-        self.floats = F32 if heads_type == "native" else heads_outtype(heads_type)
+        self.floats = F32 if heads_type == NATIVE else heads_outtype(heads_type)
         self.carried: Counter[str] = Counter()
         self.worst = 0.0
         self.refused: list[str] = []
