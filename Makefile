@@ -12,13 +12,14 @@ CMAKE_FLAGS   ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo test lint clean
+.PHONY: help setup patch-llamacpp demo test lint fuzz-litert clean
 
 help:
 	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
 	@echo "make test            set up everything, lint, run the tests"
 	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make lint            ruff and mypy"
+	@echo "make fuzz-litert     fuzz the reader of .litertlm for an hour (MINUTES=60)"
 
 setup: $(STAMP)
 
@@ -42,6 +43,10 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
+
+MINUTES ?= 60
+fuzz-litert: $(STAMP)
+	$(BIN)/python tools/fuzz_litert.py --minutes $(MINUTES)
 
 clean:
 	rm -rf build $(VENV)

@@ -12,7 +12,7 @@ import pytest
 from gguf_mtp.drafters.litert import package
 from gguf_mtp.drafters.litert.checkpoint import read_values
 from gguf_mtp.drafters.litert.package import LitertDrafter
-from gguf_mtp.readers.tflite import Graph, Operator, TfliteModel, TfliteTensor
+from gguf_mtp.readers.tflite_model import Graph, Operator, TfliteModel, TfliteTensor
 from litert.original import SMALL, TRAINED, Shape
 
 DIRECTORY = Path(__file__).resolve().parent / "fixtures" / "litert"

@@ -13,7 +13,7 @@ from gguf_mtp.errors import FormatError, OutputError
 from gguf_mtp.gemma4.config import FULL, SLIDING, Rope
 from gguf_mtp.readers.safetensors import read_safetensors
 from gguf_mtp.readers.source import SourceFile
-from gguf_mtp.readers.tflite import Graph
+from gguf_mtp.readers.tflite_model import Graph
 from litert import original
 from litert_fixtures import (
     MOVED,
@@ -140,9 +140,10 @@ def test_what_the_graph_tells() -> None:
 
 
 def test_a_softcap_and_an_unknown_embedding_scale_are_remarked_on() -> None:
-    lines = remarks(read_drafter(fixture("mixed")))
-    assert any("caps the drafter's logits at 30" in line for line in lines)
-    assert any("embedding scale unknown" in line for line in lines)
+    notes = {note.code: note.message for note in remarks(read_drafter(fixture("mixed")))}
+    assert set(notes) == {"litert-softcap", "litert-embedding-scale"}
+    assert "caps the drafter's logits at 30" in notes["litert-softcap"]
+    assert "unknown: the package has 0 tf_lite_embedder" in notes["litert-embedding-scale"]
     assert remarks(read_drafter(fixture("trained"))) == []
 
 

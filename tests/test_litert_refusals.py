@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gguf_mtp.drafters.litert.checkpoint import read_values
 from gguf_mtp.drafters.litert.package import read_drafter
 from gguf_mtp.errors import FormatError, GgufMtpError, UnsupportedError
-from gguf_mtp.readers.tflite import (
+from gguf_mtp.readers.tflite_model import (
     NO_TENSOR,
     External,
     Graph,
@@ -278,3 +279,20 @@ def test_weights_elsewhere_need_their_section(tmp_path: Path) -> None:
         messages.append(str(caught.value))
     assert any("no section of TFLiteWeights" in message for message in messages)
     assert any("no tf_lite_mtp_drafter section" in message for message in messages)
+
+
+def test_values_that_are_not_finite_are_refused_when_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(fixture("float").read_bytes())
+    place = read_drafter(fixture("float")).weights["model.layers.1.mlp.down_proj"].place
+    data[place.offset + 8 : place.offset + 12] = b"\0\0\x80\x7f"
+    path = tmp_path / "infinite.litertlm"
+    path.write_bytes(data)
+    drafter = read_drafter(path)
+    with pytest.raises(FormatError, match="values that are not finite"):
+        read_values(drafter, drafter.weights["model.layers.1.mlp.down_proj"])
+    change_graph(monkeypatch, with_grid(UP, scales=(3e38,) * 64))
+    drafter = read_drafter(fixture("mixed"))
+    with pytest.raises(FormatError, match="values that are not finite"):
+        read_values(drafter, drafter.weights["model.layers.0.mlp.up_proj"])

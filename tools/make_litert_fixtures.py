@@ -24,7 +24,7 @@ from litert.original import SMALL, TRAINED, Floats, Shape
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "litert"
-TRAINED_DRAFTER = REPOSITORY / "tests" / "fixtures" / "gemma4-tiny" / "drafter"
+PAIR = REPOSITORY / "tests" / "fixtures" / "gemma4-tiny"
 POSITIONS = (3, 11, 20)
 LINEAR = TFLOperationName.FULLY_CONNECTED
 FOUR_BITS = ".*(gating_einsum|mlp_linear|embedder|logits).*"
@@ -70,7 +70,7 @@ RECIPES = {
 
 def trained_weights() -> dict[str, Floats]:
     """The embedded drafter's, without its ordered head."""
-    tensors = load_file(TRAINED_DRAFTER / "model.safetensors")
+    tensors = load_file(PAIR / "drafter" / "model.safetensors")
     return {
         name: tensor.to(torch.float32).numpy()
         for name, tensor in tensors.items()
@@ -117,6 +117,7 @@ def main(names: tuple[str, ...]) -> None:
             [(embedder, TfLiteModelType.EMBEDDER), (model, drafter)],
         )
         record("trained", model, TRAINED)
+        record_drafts()
 
 
 def record(name: str, model: bytes, shape: Shape) -> None:
@@ -135,6 +136,17 @@ def record(name: str, model: bytes, shape: Shape) -> None:
                 f"largest {np.abs(theirs).max():.2f}"
             )
     np.savez_compressed(FIXTURES / f"{name}.npz", allow_pickle=False, **outputs)
+
+
+def record_drafts() -> None:
+    """The trained drafter's drafts behind the embedded target, in Hugging Face's models."""
+    with np.load(PAIR / "reference.npz") as stored:
+        sequences = [[int(token) for token in stored[f"seq{n}_ids"]] for n in range(4)]
+    outputs: dict[str, Floats] = {}
+    for number, ids in enumerate(sequences):
+        found = reference.draft(FIXTURES / "trained.litertlm", PAIR / "target", ids)
+        outputs |= {f"seq{number} {key}": value for key, value in found.items()}
+    np.savez_compressed(FIXTURES / "trained-drafts.npz", allow_pickle=False, **outputs)
 
 
 if __name__ == "__main__":

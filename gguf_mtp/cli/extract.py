@@ -76,5 +76,5 @@ def summary(drafter: LitertDrafter, output: Path) -> dict[str, Any]:
         "tensors": len(drafter.weights) + len(drafter.layer_scalars()),
         "parameters": parameters,
         "types": ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
-        "remarks": remarks(drafter),
+        "remarks": [note.message for note in remarks(drafter)],
     }

@@ -1,5 +1,6 @@
 """What `gguf-mtp inspect` says of a `.litertlm` package."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gguf_mtp.errors import GgufMtpError
 from gguf_mtp.output import OutputFile, check_output
 from gguf_mtp.readers.litertlm import TFLITE_MODEL, LitertlmFile, Section, read_litertlm
 from gguf_mtp.readers.source import SourceFile
-from gguf_mtp.readers.tflite import Signature, TfliteModel, TfliteTensor, constants
+from gguf_mtp.readers.tflite_model import Signature, TfliteModel, TfliteTensor, constants
 
 GRAPH_SUFFIXES = (".svg", ".html")
 
@@ -49,9 +50,17 @@ def document(path: Path) -> dict[str, Any]:
         "file": str(path),
         "bytes": file.size,
         "container_version": ".".join(str(part) for part in file.version),
-        "metadata": file.metadata,
+        "metadata": _plain(file.metadata),
         "sections": sections,
         "drafter": _drafter_document(path),
+    }
+
+
+def _plain(items: dict[str, Any]) -> dict[str, Any]:
+    """`items` fit for JSON, which has no NaN and no infinity."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in items.items()
     }
 
 
@@ -63,7 +72,7 @@ def _section_document(file: LitertlmFile, source: SourceFile, section: Section) 
         "begin": section.begin,
         "end": section.end,
         "bytes": section.nbytes,
-        "items": section.items,
+        "items": _plain(section.items),
     }
     if section.kind == TFLITE_MODEL:
         try:
@@ -133,7 +142,7 @@ def _drafter_document(path: Path) -> dict[str, Any]:
         "roles": {name: weight.tensor.index for name, weight in drafter.weights.items()},
         "layer_types": list(drafter.findings.layer_types),
         "provenance": provenance(drafter),
-        "remarks": remarks(drafter),
+        "remarks": [note.message for note in remarks(drafter)],
     }
 
 
@@ -214,5 +223,5 @@ def _print_drafter(drafter: LitertDrafter) -> None:
         if key not in ("tensors", "sections", "container_version"):
             text = ", ".join(value) if isinstance(value, list) else str(value)
             console.print(f"{key:16} {escape(printable(text))}")
-    for line in remarks(drafter):
-        console.print(f"note: {escape(line)}")
+    for note in remarks(drafter):
+        console.print(f"note: {escape(note.message)}")

@@ -85,8 +85,7 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
 
 def _read_litertlm(path: Path, base: Half, heads_type: str | None) -> Heads:
     found = drafter_from_litertlm(path, base, heads_type)
-    notes = tuple(Note("litertlm", message) for message in found.notes)
-    return Heads(found.drafter, facts=found.facts, notes=notes)
+    return Heads(found.drafter, facts=found.facts, notes=found.notes)
 
 
 def heads_from_gguf(file: GgufFile, base: Half) -> Heads:

@@ -1,136 +1,31 @@
-"""TFLite models: graphs, signatures, quantization, and where each constant's bytes are.
+"""TFLite models, read in place: a tensor's bytes stay in the file until asked for.
 
-Source: LiteRT ``tflite/converter/schema/schema.fbs``. Only what identifies and decodes weights is
-read; a tensor's bytes stay in the file until asked for.
+Source: LiteRT ``tflite/converter/schema/schema.fbs``; slots are numbered as its fields are.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
-from typing import TypeAlias
-
-import numpy as np
-
-from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.readers.flatbuffer import Flatbuffer, Table
 from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.readers.tflite_model import (
+    BLOCKWISE,
+    COMPOSITE,
+    NO_TENSOR,
+    Data,
+    External,
+    Graph,
+    Operator,
+    Place,
+    Quantization,
+    Signature,
+    TfliteModel,
+    TfliteTensor,
+)
 from gguf_mtp.readers.tflite_names import OPERATORS, TYPES
 
 IDENTIFIER = b"TFL3"
+SCHEMA_VERSION = 3
 MAX_DIMENSIONS = 8
-NO_TENSOR = -1
-COMPOSITE = "STABLEHLO_COMPOSITE"
 CUSTOM = "CUSTOM"
-DETAILS = {1: "Custom", 2: "Blockwise", 3: "MultiAxis"}
-BLOCKWISE = DETAILS[2]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Bytes of the file, `offset` counted from its start."""
-
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class External:
-    """Bytes of another section, `offset` counted from the start of that one."""
-
-    group: str
-    offset: int
-    nbytes: int
-    packing: str
-
-
-Data: TypeAlias = Place | External
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How codes become values: ``value = (code - zero_point) * scale``, per index of `axis`.
-
-    `details` is the kind of a scheme beyond that, "" for none. Blockwise: `scales_tensor` (of the
-    same graph) holds one scale for each `block_size` values of a row; -1 stands for no tensor.
-    """
-
-    scales: tuple[float, ...]
-    zero_points: tuple[int, ...]
-    axis: int
-    details: str = ""
-    scales_tensor: int = NO_TENSOR
-    zero_points_tensor: int = NO_TENSOR
-    block_size: int = 0
-
-
-@dataclass(frozen=True)
-class TfliteTensor:
-    """A value of a graph; a constant where it has `data`. `dtype` is the schema's own name."""
-
-    index: int
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: Data | None
-    quantization: Quantization | None
-    sparse: bool
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """What its values need, by type and shape; 0 for a type without a fixed width."""
-        return -(-self.elements * TYPES.get(self.dtype, 0) // 8)
-
-
-@dataclass(frozen=True)
-class Operator:
-    """A step of a graph; tensor indices, `NO_TENSOR` for an input left out.
-
-    `name` is the built-in operator, or a custom one's own name; `composite` names what a composite
-    stands for and `decomposition` is the graph that spells it out. `option` is the first field of
-    the options: the fused activation of ADD, SUB, MUL, DIV and FULLY_CONNECTED, whether a GELU is
-    the tanh approximation.
-    """
-
-    index: int
-    name: str
-    custom: bool
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    option: int
-    composite: str
-    decomposition: int
-
-
-@dataclass(frozen=True)
-class Graph:
-    index: int
-    name: str
-    tensors: tuple[TfliteTensor, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    operators: tuple[Operator, ...]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """An entry point: names of inputs and outputs -> tensors of `graph`."""
-
-    key: str
-    graph: int
-    inputs: dict[str, int]
-    outputs: dict[str, int]
-
-
-@dataclass(frozen=True)
-class TfliteModel:
-    where: str
-    description: str
-    graphs: tuple[Graph, ...]
-    signatures: tuple[Signature, ...]
+DETAILS = {1: "Custom", 2: BLOCKWISE, 3: "MultiAxis"}
 
 
 def read_tflite(source: SourceFile, begin: int, end: int, where: str) -> TfliteModel:
@@ -144,8 +39,8 @@ def read_tflite(source: SourceFile, begin: int, end: int, where: str) -> TfliteM
         raise buffer.error(f"identifier is {identifier!r}, expected {IDENTIFIER!r}")
     root = buffer.root("model")
     version = root.integer(0, "I", "version")
-    if version != 3:
-        raise buffer.error(f"schema version is {version}, expected 3")
+    if version != SCHEMA_VERSION:
+        raise buffer.error(f"schema version is {version}, expected {SCHEMA_VERSION}")
     reader = _Reader(buffer, root, begin, end)
     graphs = tuple(
         reader.graph(index, table)
@@ -320,57 +215,3 @@ def _signature(table: Table, graphs: tuple[Graph, ...]) -> Signature:
     return Signature(
         table.string(2, "signature_key") or "", graph, names(0, "inputs"), names(1, "outputs")
     )
-
-
-def locate(tensor: TfliteTensor, weights: Place | None, where: str) -> Place:
-    """Where in the file the bytes of a constant are, given its model's section of weights.
-
-    Raises FormatError where the tensor is no constant, its bytes are not what type and shape need
-    or are outside of that section; UnsupportedError for packings and types not known.
-    """
-    what = f"{where}: tensor {tensor.index} ({tensor.name!a})"
-    if tensor.data is None:
-        raise FormatError(f"{what} is not a constant")
-    if tensor.dtype not in TYPES or TYPES[tensor.dtype] == 0:
-        raise UnsupportedError(f"{what} has unknown type {tensor.dtype}")
-    place = tensor.data
-    if isinstance(place, External):
-        if place.packing not in ("", "unpacked"):
-            raise UnsupportedError(f"{what} has packing {place.packing!a}, expected 'unpacked'")
-        if weights is None:
-            raise FormatError(
-                f"{what} has its bytes outside of the model, but the package has no section of "
-                "TFLiteWeights for it"
-            )
-        if place.offset + place.nbytes > weights.nbytes:
-            raise FormatError(
-                f"{what} ends at {place.offset + place.nbytes} of the weights, "
-                f"which end at {weights.nbytes}: truncated"
-            )
-        place = Place(weights.offset + place.offset, place.nbytes)
-    if place.nbytes != tensor.nbytes:
-        raise FormatError(
-            f"{what} has {place.nbytes} bytes, "
-            f"{tensor.dtype} {list(tensor.shape)} needs {tensor.nbytes}"
-        )
-    return place
-
-
-def unpack_codes(raw: bytes, dtype: str, count: int) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
-    """`count` signed integers from their packing: INT8, or INT4 or INT2 with the first value in
-    the lowest bits of a byte."""
-    packed = np.frombuffer(raw, np.uint8)
-    bits = TYPES[dtype]
-    if bits == 8:
-        return packed.view(np.int8)
-    per_byte = 8 // bits
-    codes = np.empty((len(packed), per_byte), np.int8)
-    for position in range(per_byte):
-        # To the top of the byte, and back down with the sign.
-        shifted = (packed << np.uint8(8 - bits * (position + 1))).view(np.int8)
-        np.right_shift(shifted, np.int8(8 - bits), out=codes[:, position])
-    return codes.reshape(-1)[:count]
-
-
-def constants(graph: Graph) -> Iterator[TfliteTensor]:
-    return (tensor for tensor in graph.tensors if tensor.data is not None)

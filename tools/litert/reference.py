@@ -5,24 +5,30 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import Gemma4AssistantForCausalLM
+from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 
 from gguf_mtp.drafters.litert.checkpoint import write_checkpoint
 from gguf_mtp.drafters.litert.package import read_drafter
 from litert.original import Floats, Shape, inputs
 
+OPTIONS = {"dtype": torch.float32, "attn_implementation": "eager"}
+STEPS = 3
+
+
+def extracted(package: Path) -> Gemma4AssistantForCausalLM:
+    """The drafter of `package`, written as a checkpoint and loaded again."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        write_checkpoint(read_drafter(package), Path(name), force=True)
+        return Gemma4AssistantForCausalLM.from_pretrained(name, **OPTIONS).eval()
+
 
 def run(package: Path, shape: Shape, position: int) -> dict[str, Floats]:
     """Logits and projected hidden state for the inputs of `position`, as in `build.run`."""
-    torch.set_num_threads(1)
-    drafter = read_drafter(package)
-    with tempfile.TemporaryDirectory() as name:
-        write_checkpoint(drafter, Path(name), force=True)
-        model = Gemma4AssistantForCausalLM.from_pretrained(
-            name, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-    cap = drafter.found.softcap
+    model = extracted(package)
+    cap = read_drafter(package).found.softcap
     given = {key: torch.from_numpy(value) for key, value in inputs(shape, position).items()}
     visible = {}
     for kind, layer in shape.kv_layers.items():
@@ -42,3 +48,35 @@ def run(package: Path, shape: Shape, position: int) -> dict[str, Floats]:
         "logits": logits.numpy(),
         "projected_activations": out.last_hidden_state.numpy(),
     }
+
+
+def draft(package: Path, target: Path, ids: list[int]) -> dict[str, Floats]:
+    """The drafter's logits and next hidden state at each of three greedy steps after the last of
+    `ids`, over the keys and values of the model in `target`; all of them within the window."""
+    model = extracted(package)
+    base = Gemma4ForCausalLM.from_pretrained(target, **OPTIONS).eval()
+    position = len(ids) - 1
+    logits, states = [], []
+    with torch.no_grad():
+        seen = base(
+            torch.tensor([ids]),
+            use_cache=False,
+            output_hidden_states=True,
+            return_shared_kv_states=True,
+        )
+        visible = {
+            kind: (keys[:, :, :position], values[:, :, :position])
+            for kind, (keys, values) in dict(seen.shared_kv_states).items()
+        }
+        token, state = ids[position], seen.hidden_states[-1][:, position - 1 : position]
+        for _ in range(STEPS):
+            embedded = base.get_input_embeddings()(torch.tensor([[token]]))
+            out = model(
+                inputs_embeds=torch.cat((embedded, state), dim=-1),
+                position_ids=torch.tensor([[position]]),
+                shared_kv_states=visible,
+            )
+            token, state = int(out.logits.argmax()), out.last_hidden_state
+            logits.append(out.logits.reshape(-1).numpy())
+            states.append(state.reshape(-1).numpy())
+    return {"logits": np.stack(logits), "hidden": np.stack(states)}

@@ -99,7 +99,7 @@ def audit(package: Path, directory: Path) -> Audit:
     for ref in refs.values():
         roles.append(Role(ref.name, ONLY_CHECKPOINT, None, f"{ref.dtype} {list(ref.shape)}"))
     settings = tuple(_settings(drafter, checkpoint))
-    return Audit(tuple(roles), settings, tuple(remarks(drafter)))
+    return Audit(tuple(roles), settings, tuple(note.message for note in remarks(drafter)))
 
 
 def _weight(source: SourceFile, name: str, weight: Weight, ref: TensorRef | None) -> Role:

@@ -7,7 +7,7 @@ Source: the safetensors README, section "Format"; transformers 5.22
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -144,7 +144,8 @@ def _digest(source: SourceFile, advance: Progress) -> str:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _write(path, [json.dumps(value, indent=2).encode() + b"\n"])
+    encoded = json.dumps(value, indent=2).encode() + b"\n"
+    _write(path, [encoded], len(encoded))
 
 
 def _write_safetensors(
@@ -177,10 +178,8 @@ def _write_safetensors(
     _write(path, pieces(), 8 + len(encoded) + at)
 
 
-def _write(path: Path, pieces: Iterator[bytes] | list[bytes], nbytes: int | None = None) -> None:
-    if isinstance(pieces, list):
-        nbytes = sum(len(piece) for piece in pieces)
-    with OutputFile(path, nbytes or 0) as output:
+def _write(path: Path, pieces: Iterable[bytes], nbytes: int) -> None:
+    with OutputFile(path, nbytes) as output:
         at = 0
         for piece in pieces:
             output.write(memoryview(piece), at)

@@ -4,7 +4,7 @@ from gguf_mtp.drafters.litert.dataflow import Dataflow
 from gguf_mtp.drafters.litert.findings import Findings
 from gguf_mtp.drafters.litert.identify import Found
 from gguf_mtp.errors import FormatError, UnsupportedError
-from gguf_mtp.readers.tflite import NO_TENSOR, TfliteTensor, constants
+from gguf_mtp.readers.tflite_model import TfliteTensor, constants
 
 # int2, int4 and int8 are weights whatever their size; so are floats of a hidden state's width.
 INTEGERS = frozenset(("INT2", "INT4", "INT8", "UINT4", "UINT8"))
@@ -18,18 +18,23 @@ def check_claims(flow: Dataflow, found: Found, findings: Findings) -> None:
     the token list of an ordered head."""
     claims: dict[int, str] = dict.fromkeys(findings.rope_constants, "rotation")
     claims |= dict.fromkeys(found.zero_biases, "zero bias")
-    for name, role in found.roles.items():
-        before = claims.setdefault(role.value, name)
+
+    def claim(index: int, name: str) -> None:
+        before = claims.setdefault(index, name)
         if before != name and not (before.endswith(SHARED) and name.endswith(SHARED)):
             raise FormatError(
-                f"{flow.where}: tensor {role.value} ({flow.tensor(role.value).name!a}) "
+                f"{flow.where}: tensor {index} ({flow.tensor(index).name!a}) "
                 f"is both {before} and {name}"
             )
-        quantization = flow.tensor(role.value).quantization
-        if quantization is not None:
-            for index in (quantization.scales_tensor, quantization.zero_points_tensor):
-                if index != NO_TENSOR:
-                    claims.setdefault(index, f"scales of {name}")
+
+    for name, role in found.roles.items():
+        claim(role.value, name)
+        tensor = flow.tensor(role.value)
+        if tensor.quantization is not None and tensor.dtype in INTEGERS:
+            details = tensor.quantization
+            for index in (details.scales_tensor, details.zero_points_tensor):
+                if 0 <= index < len(flow.graph.tensors):
+                    claim(index, f"scales of {name}")
     for graph in flow.model.graphs:
         for tensor in constants(graph):
             if graph.index == flow.graph.index and tensor.index in claims:

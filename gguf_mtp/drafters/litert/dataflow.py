@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gguf_mtp.errors import FormatError
 from gguf_mtp.readers.source import SourceFile
-from gguf_mtp.readers.tflite import (
+from gguf_mtp.readers.tflite_model import (
     COMPOSITE,
     NO_TENSOR,
     Graph,
@@ -68,6 +68,7 @@ class Dataflow:
         self._source = source
         self._weights = weights
         self._makers = self._find_makers()
+        self._epsilons: dict[int, float | None] = {}
         self._values = list(range(len(self.graph.tensors)))
         for operator in self.graph.operators:
             if operator.name in TRANSPARENT and operator.inputs[:1] not in ((), (NO_TENSOR,)):
@@ -176,7 +177,10 @@ class Dataflow:
             if operator.name == COMPOSITE and operator.composite == NORM_COMPOSITE:
                 if len(operator.inputs) == 2 and operator.outputs:
                     inputs = (self.value(operator.inputs[0]), self.value(operator.inputs[1]))
-                    epsilon = self._composite_epsilon(operator.decomposition)
+                    number = operator.decomposition
+                    if number not in self._epsilons:
+                        self._epsilons[number] = self._composite_epsilon(number)
+                    epsilon = self._epsilons[number]
                     yield (
                         operator.index,
                         (

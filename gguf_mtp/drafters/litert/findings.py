@@ -15,9 +15,9 @@ from gguf_mtp.drafters.litert.dataflow import Dataflow, Node
 from gguf_mtp.drafters.litert.identify import Found, Layer
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.config import FULL, SLIDING, Rope
-from gguf_mtp.readers.tflite import Signature
+from gguf_mtp.readers.tflite_model import Signature
 
-CACHE = re.compile(r"kv_cache_([kv])_(\d+)")
+CACHE = re.compile(r"kv_cache_([kv])_(0|[1-9][0-9]{0,5})")
 INPUTS = ("activations", "input_pos", "mask")
 OUTPUTS = ("logits", "projected_activations")
 ROPE_TOLERANCE = 1e-4
@@ -90,10 +90,9 @@ def read_findings(flow: Dataflow, signature: Signature, found: Found) -> Finding
     agree("pre_projection's inputs, twice the target's hidden size", 2 * backbone, twice)
     agree("head's inputs", hidden, shape("model.embed_tokens")[1])
     agree("post_projection's inputs", hidden, shape("post_projection")[1])
-    for name, width in (("activations", 2 * backbone),):
-        agree(f"width of {name}", width, flow.tensor(signature.inputs[name]).shape[-1])
+    agree("width of activations", 2 * backbone, _width(flow, signature.inputs["activations"]))
     for name, width in (("logits", vocab), ("projected_activations", backbone)):
-        agree(f"width of {name}", width, flow.tensor(signature.outputs[name]).shape[-1])
+        agree(f"width of {name}", width, _width(flow, signature.outputs[name]))
 
     caches = {flow.value(index): name for name, index in signature.inputs.items()}
     sources = [_cache_layer(where, i, layer, caches) for i, layer in enumerate(found.layers)]
@@ -109,6 +108,8 @@ def read_findings(flow: Dataflow, signature: Signature, found: Found) -> Finding
     for kind, source in kv_layers.items():
         keys = flow.tensor(signature.inputs[f"kv_cache_k_{source}"]).shape
         agree(f"dimensions of kv_cache_k_{source}", 4, len(keys))
+        if min(keys) < 1:
+            raise FormatError(f"{where}: kv_cache_k_{source} has shape {list(keys)}")
         kv_heads[kind], head_dims[kind] = keys[1], keys[3]
     feed_forward = shape("model.layers.0.mlp.gate_proj")[0]
     heads = shape("model.layers.0.self_attn.q_proj")[0] // head_dims[layer_types[0]]
@@ -148,13 +149,18 @@ def read_findings(flow: Dataflow, signature: Signature, found: Found) -> Finding
         head_dims=head_dims,
         kv_heads=kv_heads,
         kv_layers=kv_layers,
-        context=flow.tensor(signature.inputs["mask"]).shape[-1],
+        context=_width(flow, signature.inputs["mask"]),
         epsilon=_tidy(next(iter(found.epsilons))) if found.epsilons else None,
         window=_window(flow, found, layer_types, position),
         ropes=ropes,
         rope_constants=constants,
         cache_type=cache.dtype,
     )
+
+
+def _width(flow: Dataflow, index: int) -> int:
+    """The last dimension of a tensor; 0 of a scalar."""
+    return (0, *flow.tensor(index).shape)[-1]
 
 
 def _tidy(value: float) -> float:
@@ -200,7 +206,7 @@ def _layer_windows(flow: Dataflow, layer: Layer, position: int) -> list[int]:
         start = flow.maker(right)
         if start is not None and start.name == "SUB" and start.inputs[0] == position:
             offset = flow.scalar(start.inputs[1])
-            if offset is not None and offset == int(offset) > 0:
+            if offset is not None and offset > 0 and offset.is_integer():
                 windows.append(int(offset) + KEYS_BEYOND[name])
     return windows
 
@@ -242,14 +248,15 @@ def _frequencies(
 def _rope(numbers: npt.NDArray[np.float64], head_dim: int) -> Rope | None:
     """The rotation of frequencies ``theta ** (-2 i / head_dim)``, the last ones perhaps 0."""
     half = head_dim // 2
-    if len(numbers) == head_dim and (numbers[:half] == numbers[half:]).all():
+    if len(numbers) == head_dim == 2 * half and (numbers[:half] == numbers[half:]).all():
         numbers = numbers[:half]
     turning = int(np.count_nonzero(numbers))
     if len(numbers) != half or turning < 2 or numbers[turning:].any():
         return None
     if not (np.isfinite(numbers) & (numbers >= 0)).all():
         return None
-    theta = float(numbers[turning - 1]) ** (-head_dim / (2 * (turning - 1)))
+    with np.errstate(over="ignore"):
+        theta = float(np.power(numbers[turning - 1], -head_dim / (2 * (turning - 1))))
     if not math.isfinite(theta) or theta <= 1:
         return None
     theta = float(f"{theta:.4g}")

@@ -14,18 +14,19 @@ from gguf_mtp.drafters.litert.package import LitertDrafter, provenance, read_dra
 from gguf_mtp.drafters.litert.settings import Fallback, configuration
 from gguf_mtp.drafters.litert.weights import Weight
 from gguf_mtp.encode import Encoder
+from gguf_mtp.errors import PairingError
 from gguf_mtp.gemma4.config import Rope, TextConfig, read_text_config
 from gguf_mtp.gemma4.keys import ROPE_FREQS, hyperparameters, quantization_version, rope_freqs
-from gguf_mtp.gemma4.outtype import heads_outtype, stored_type
+from gguf_mtp.gemma4.outtype import NATIVE, heads_outtype, stored_type
 from gguf_mtp.gemma4.tensors import BLOCK_HF_NAMES
 from gguf_mtp.ggml import F32, GgmlType
 from gguf_mtp.keyvalue import KeyValue, boolean, f32, string, strings, u32
 from gguf_mtp.model import Half, Tensor, read_tensor
+from gguf_mtp.notes import Note
 from gguf_mtp.provenance import SOURCE
 from gguf_mtp.readers.source import SourceFile
 
 NAMESPACE = f"{SOURCE}litert."
-NATIVE = ("auto", "native")
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -41,16 +42,22 @@ class Converted:
 
     drafter: Drafter
     facts: tuple[KeyValue, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def drafter_from_litertlm(path: Path, base: Half, heads_type: str | None) -> Converted:
     """The drafter of the package at `path` for `base`, whose settings stand in for what the package
     does not tell. `heads_type`: ``auto`` and ``native`` carry integer codes, others convert.
 
-    Raises FormatError and UnsupportedError.
+    Raises FormatError, UnsupportedError, and PairingError where the vocabularies differ in size.
     """
     drafter = read_drafter(path)
+    tokens = base.by_name.get("tokenizer.ggml.tokens")
+    if tokens is not None and tokens.count != drafter.findings.vocab_size:
+        raise PairingError(
+            f"vocabulary size: expected {tokens.count} (base {base.origin}), "
+            f"found {drafter.findings.vocab_size} (heads {path})"
+        )
     values = configuration(drafter, _settings_of(base))["text_config"]
     config = read_text_config(values, f"{path}: drafter", "gemma4_text")
     matrices = _Matrices(path, heads_type or "auto")
@@ -74,9 +81,9 @@ class _Matrices:
 
     def __init__(self, path: Path, heads_type: str) -> None:
         self.path = path
-        self.native = heads_type in NATIVE
+        self.native = heads_type in ("auto", NATIVE)
         # Floats have no grid of their own to keep: they are stored as in any drafter.
-        self.floats = F32 if heads_type == "native" else heads_outtype(heads_type)
+        self.floats = F32 if heads_type == NATIVE else heads_outtype(heads_type)
         self.carried: Counter[str] = Counter()
         self.worst = 0.0
         self.refused: list[str] = []
@@ -96,15 +103,16 @@ class _Matrices:
         stored = stored_type(shown, weight.shape, number)
         return _literal(shown, stored, weight.shape, _encoded(source, weight, stored))
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
+        notes = [Note("litert-not-carried", message) for message in self.refused]
         if not self.carried:
-            return self.refused
+            return notes
         listed = ", ".join(f"{count} {kind}" for kind, count in self.carried.items())
         proof = (
             f"codes carried unchanged and compared: {listed}; "
             f"worst relative error of a scale {self.worst:.1e}"
         )
-        return [proof, *self.refused]
+        return [Note("litert-codes", proof), *notes]
 
 
 def gguf_name(name: str) -> str:

@@ -4,12 +4,13 @@ The walk starts at the signature's inputs and outputs, the one thing that the ru
 fixes, and follows the residual from layer to layer. Anything it does not expect is an error.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gguf_mtp.drafters.litert.dataflow import RMS_NORM, Dataflow, Node
 from gguf_mtp.errors import FormatError, UnsupportedError
-from gguf_mtp.readers.tflite import COMPOSITE, NO_TENSOR, Signature
+from gguf_mtp.readers.tflite_model import COMPOSITE, NO_TENSOR, Signature
 
 LINEAR = "FULLY_CONNECTED"
 MAX_LAYERS = 256
@@ -155,9 +156,14 @@ class _Walk:
         if not self.flow.is_constant(weight):
             raise self.error(name, "a constant weight", f"tensor {weight} in {node}")
         if node.epsilon is not None:
-            self.found.epsilons.add(node.epsilon)
+            self.found.epsilons.add(self._positive(f"{name}: epsilon", node.epsilon))
         self._claim(name, weight, node)
         return node.output
+
+    def _positive(self, what: str, number: float) -> float:
+        if not 0 < number < math.inf:
+            raise self.error(what, "a number above 0", number)
+        return number
 
     # The two ends.
 
@@ -188,7 +194,7 @@ class _Walk:
 
     def _capped(self, value: int, cap: float) -> Node:
         """The head below ``cap * tanh(value)``, where `value` may or may not show 1 / cap."""
-        self.found.softcap = cap
+        self.found.softcap = self._positive("softcap", cap)
         maker = self.flow.maker(value)
         if maker is not None and maker.name in ("MUL", "DIV"):
             for operand, factor in _orders(maker):
@@ -232,6 +238,8 @@ class _Walk:
             layer.scalar = next((number for number in scalars if number is not None), None)
             if layer.scalar is None:
                 raise self.error(f"layer {index}: layer_scalar", "a constant", users[0])
+            if not math.isfinite(layer.scalar):
+                raise self.error(f"layer {index}: layer_scalar", "a number", layer.scalar)
             total = users[0].output
         self.found.layers.append(layer)
         return total

@@ -14,6 +14,7 @@ from gguf_mtp.drafters.litert.hints import check_names
 from gguf_mtp.drafters.litert.identify import Found, identify
 from gguf_mtp.drafters.litert.weights import Weight, read_weight
 from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.notes import Note
 from gguf_mtp.readers.litertlm import (
     TFLITE_MODEL,
     TFLITE_WEIGHTS,
@@ -22,7 +23,8 @@ from gguf_mtp.readers.litertlm import (
     read_litertlm,
 )
 from gguf_mtp.readers.source import SourceFile
-from gguf_mtp.readers.tflite import Place, Signature, TfliteModel, read_tflite
+from gguf_mtp.readers.tflite import read_tflite
+from gguf_mtp.readers.tflite_model import Place, Signature, TfliteModel
 
 DRAFTER = "tf_lite_mtp_drafter"
 AUXILIARY = "tf_lite_mtp_aux"
@@ -201,25 +203,34 @@ def _grid(weight: Weight) -> str:
     return " per row" if weight.scales.shape[1] == 1 else f" per {weight.block}"
 
 
-def remarks(drafter: LitertDrafter) -> list[str]:
-    """One line each on what the file cannot tell, or on what differs elsewhere."""
+def remarks(drafter: LitertDrafter) -> list[Note]:
+    """What the file cannot tell, and what differs elsewhere."""
     findings, found = drafter.findings, drafter.found
     lines = []
     if drafter.embedding_scale.factor is None:
         lines.append(
-            f"embedding scale {drafter.embedding_scale.finding}; "
-            f"sqrt({findings.backbone}) is assumed, as in Gemma 4"
+            Note(
+                "litert-embedding-scale",
+                f"embedding scale {drafter.embedding_scale.finding}; "
+                f"sqrt({findings.backbone}) is assumed, as in Gemma 4",
+            )
         )
     if found.softcap is not None:
         lines.append(
-            f"the package caps the drafter's logits at {found.softcap:g}; Hugging Face and "
-            "llama.cpp do not: the drafts are the same, probabilities (p_min) are not"
+            Note(
+                "litert-softcap",
+                f"the package caps the drafter's logits at {found.softcap:g}; Hugging Face and "
+                "llama.cpp do not: the drafts are the same, probabilities (p_min) are not",
+            )
         )
+    kinds = set(findings.kv_layers) - set(findings.ropes)
+    unseen = [f"rotation of {kind}" for kind in sorted(kinds)]
     if findings.window is None and len(findings.kv_layers) > 1:
-        lines.append("the sliding window is not seen in the graph; it is taken from elsewhere")
+        unseen.append("sliding window")
     if findings.epsilon is None:
-        lines.append("the norms' epsilon is not seen in the graph; 1e-6 is taken")
-    missing = sorted(set(findings.kv_layers) - set(findings.ropes))
-    if missing:
-        lines.append(f"the rotation of {' and '.join(missing)} is not seen in the graph")
+        unseen.append("epsilon of the norms")
+    if unseen:
+        listed = ", ".join(unseen)
+        message = f"not seen in the graph: {listed}; the target's, or Gemma 4's own, stand in"
+        lines.append(Note("litert-unseen", message))
     return lines

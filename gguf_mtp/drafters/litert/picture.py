@@ -7,7 +7,7 @@ from itertools import pairwise
 from gguf_mtp.drafters.litert.package import HEAD, LitertDrafter, provenance
 from gguf_mtp.gemma4.config import SLIDING
 
-BOX_WIDTH, BOX_HEIGHT = 168, 46
+BOX_WIDTH, BOX_HEIGHT = 190, 46
 COLUMN = BOX_WIDTH + 34
 RESIDUAL_X, FIRST_X = 70, 130
 ATTENTION_HEIGHT, FEED_FORWARD_HEIGHT = 132, 176
@@ -129,7 +129,7 @@ def draw_svg(drafter: LitertDrafter) -> str:
         drawing.join(head, drawing.step(2, y - 30, f"softcap {cap:g}", folded), logits)
     out = drawing.box(3, y + 30, "projected_activations", f"{findings.backbone}", VALUE_COLOR)
     drawing.join(post, out)
-    width, height = FIRST_X + 7 * COLUMN, y + 80
+    width, height = FIRST_X + 6 * COLUMN, y + 80
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" '
         f'width="{width}" height="{height:g}"><style>{STYLE}</style><defs><marker id="a" '

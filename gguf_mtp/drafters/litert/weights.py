@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gguf_mtp.drafters.litert.dataflow import Dataflow
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.readers.source import SourceFile
-from gguf_mtp.readers.tflite import BLOCKWISE, NO_TENSOR, Place, TfliteTensor, unpack_codes
+from gguf_mtp.readers.tflite_model import BLOCKWISE, NO_TENSOR, Place, TfliteTensor, unpack_codes
 from gguf_mtp.readers.tflite_names import TYPES
 
 Codes = npt.NDArray[np.int8]
@@ -56,17 +56,27 @@ class Weight:
             yield unpack_codes(raw, self.tensor.dtype, rows * columns).reshape(rows, columns)
 
     def values(self, source: SourceFile) -> Iterator[Floats]:
-        """The values in float32, some whole rows at a time."""
+        """The values in float32, some whole rows at a time. Raises FormatError for infinite ones
+        and those that are no numbers."""
+        for part in self._values(source):
+            if not np.isfinite(part).all():
+                raise FormatError(
+                    f"{source.path}: tensor {self.tensor.index} ({self.tensor.name!a}) "
+                    "holds values that are not finite"
+                )
+            yield part
+
+    def _values(self, source: SourceFile) -> Iterator[Floats]:
         if self.scales is None:
             for raw, _ in self._rows(source):
-                yield self._widened(raw) * np.float32(self.factor)
+                yield _product(self._widened(raw), np.float32(self.factor))
             return
         first = 0
         for codes in self.codes(source):
             rows = len(codes)
             scales = self.scales[first : first + rows]
             blocks = codes.reshape(rows, scales.shape[1], -1).astype(np.float32)
-            yield (blocks * scales[:, :, None]).reshape(rows, -1)
+            yield _product(blocks, scales[:, :, None]).reshape(rows, -1)
             first += rows
 
     def _widened(self, raw: bytes) -> Floats:
@@ -85,6 +95,11 @@ class Weight:
             begin = first * row_bits // 8
             end = -(-(first + count) * row_bits // 8)
             yield source.read(self.place.offset + begin, end - begin), count
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _product(values: Floats, factor: Floats | np.float32) -> Floats:
+    return values * factor
 
 
 def read_weight(flow: Dataflow, value: int, role: str, vector: bool) -> Weight:
