@@ -23,6 +23,7 @@ from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
+from gguf_mtp.shards import cut_to_parts, part_path
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
 from gguf_mtp.writer import append, bytes_to_read, write_file
 
@@ -61,9 +62,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, and the SHA-256 of the source files that went into the header."""
+    """What was written: the whole, the file or files of it, and the SHA-256 of the sources that
+    went into the header."""
 
     plan: FilePlan
+    outputs: list[Output]
     digests: dict[Path, str]
 
 
@@ -136,11 +139,15 @@ def convert(
     out: Path,
     *,
     force: bool = False,
+    split_max_size: int | None = None,
     bars: Bars = no_bars,
     threads: int | None = None,
     **options: Any,
 ) -> Converted:
-    """Merge `base` and `heads` into the one file `out` (see `plan_convert`, `write_file`)."""
+    """Merge `base` and `heads` into the one file `out` (see `plan_convert`, `write_file`).
+
+    With `split_max_size` (bytes) a larger one comes in parts, named after `out`.
+    """
     chosen = Options(**options)
     read, found = _read_pair(base, heads, chosen)
     whole = _lay_out(read, found, chosen)
@@ -150,9 +157,18 @@ def convert(
             bounds = needs(read.half, sum(item.nbytes for item in found.drafter.half.tensors))
             file = stack.enter_context(quantized_base(read.half, chosen.outtype, out, bounds, bars))
             whole = _lay_out(_Base(in_place_of(read.half, file), file), found, chosen)
-        with bars(out.name, bytes_to_read(whole)) as advance:
-            digests = write_file(whole, out, force=force, progress=advance, threads=threads)
-    return Converted(whole, digests)
+        outputs = shard_outputs(whole, out, split_max_size)
+        total = sum(bytes_to_read(output.plan) for output in outputs)
+        with bars(out.name, total) as advance:
+            digests = write_outputs(outputs, force=force, progress=advance, threads=threads)
+    return Converted(whole, outputs, digests)
+
+
+def shard_outputs(whole: FilePlan, out: Path, max_bytes: int | None) -> list[Output]:
+    """The files that hold `whole`: `out`, or parts of at most `max_bytes` named after it."""
+    plans = [whole] if max_bytes is None else cut_to_parts(whole, max_bytes)
+    paths = (part_path(out, at, len(plans)) for at in range(len(plans)))
+    return [Output(path, part) for path, part in zip(paths, plans, strict=True)]
 
 
 def plan_attach(
@@ -247,11 +263,29 @@ def split(
 
 
 def write_outputs(
-    outputs: list[Output], *, force: bool = False, progress: Progress | None = None
-) -> None:
-    """Write all of `outputs`, after checking that each of them can be."""
+    outputs: list[Output],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> dict[Path, str]:
+    """Write all of `outputs`, after checking that each of them can be; the digests of sources.
+
+    Where one fails, those written before it are removed.
+    """
     total = sum(output.plan.total_bytes for output in outputs)
     for output in outputs:
         check_output(output.path, output.plan.source_files, force=force, needed=total)
-    for output in outputs:
-        write_file(output.plan, output.path, force=force, progress=progress)
+    digests: dict[Path, str] = {}
+    written: list[Path] = []
+    try:
+        for output in outputs:
+            digests |= write_file(
+                output.plan, output.path, force=force, progress=progress, threads=threads
+            )
+            written.append(output.path)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    return digests

@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from gguf_mtp.api import LAYOUTS, convert, plan_convert, quantizing_needs
+from gguf_mtp.api import (
+    LAYOUTS,
+    Output,
+    convert,
+    plan_convert,
+    quantizing_needs,
+    shard_outputs,
+)
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
 from gguf_mtp.gemma4.outtype import HEADS_TYPES, K_QUANTS, OUTTYPES
@@ -17,7 +24,15 @@ from gguf_mtp.merged import INLINE
 from gguf_mtp.namespace import PREFIX
 from gguf_mtp.plan import FilePlan
 from gguf_mtp.quantized import Needs
+from gguf_mtp.shards import parse_size
 from gguf_mtp.tail import TAIL
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -61,6 +76,12 @@ from gguf_mtp.tail import TAIL
 )
 @click.option("--replace-heads", is_flag=True, help="Replace the heads of a base that has some.")
 @click.option("--hash-base", is_flag=True, help="Record the SHA-256 of the base's files too.")
+@click.option(
+    "--split-max-size",
+    callback=_size,
+    metavar="N[K|M|G]",
+    help="Cut a larger output into parts of at most this size, which load together.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: one for each CPU.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -75,6 +96,7 @@ def command(
     layout: str,
     replace_heads: bool,
     hash_base: bool,
+    split_max_size: int | None,
     threads: int | None,
     force: bool,
     dry_run: bool,
@@ -109,7 +131,8 @@ def command(
         elif dry_run:
             plan = plan_convert(base, heads, **options)
             if as_json:
-                click.echo(json.dumps(summary(plan, output) | {"plan": plan_rows(plan)}, indent=2))
+                facts = summary(plan, shard_outputs(plan, output, split_max_size))
+                click.echo(json.dumps(facts | {"plan": plan_rows(plan)}, indent=2))
             elif not quiet:
                 print_notes(plan.notes)
                 print_plan(plan, output)
@@ -117,18 +140,30 @@ def command(
             return
         started = time.monotonic()
         bars = partial(progress_bar, quiet=silent)
-        done = convert(base, heads, output, force=force, bars=bars, threads=threads, **options)
+        done = convert(
+            base,
+            heads,
+            output,
+            force=force,
+            split_max_size=split_max_size,
+            bars=bars,
+            threads=threads,
+            **options,
+        )
         seconds = time.monotonic() - started
     plan, digests = done.plan, done.digests
-    facts = summary(plan, output)
+    facts = summary(plan, done.outputs)
     if as_json:
         sources = {path.name: digest for path, digest in sorted(digests.items())}
         click.echo(json.dumps(facts | {"sha256": sources}, indent=2))
     elif not quiet:
         print_notes(plan.notes)
         base_text = f"{facts['base_tensors']} base" if facts["base_tensors"] else "the base's bytes"
+        where = f"{done.outputs[0].path}" + (
+            f" and {len(done.outputs) - 1} more parts" if len(done.outputs) > 1 else ""
+        )
         click.echo(
-            f"{output}: {base_text} and {facts['heads_tensors']} heads tensors, "
+            f"{where}: {base_text} and {facts['heads_tensors']} heads tensors, "
             f"{human_bytes(plan.total_bytes)} in {seconds:.1f} s"
         )
 
@@ -141,7 +176,7 @@ def _needs_text(outtype: str | None, bounds: Needs) -> str:
     )
 
 
-def summary(plan: FilePlan, output: Path) -> dict[str, Any]:
+def summary(plan: FilePlan, outputs: list[Output]) -> dict[str, Any]:
     """The result for machines. `base_tensors` is None where the base is copied byte for byte."""
     last = plan.parts[-1].plan
     tensors = [slot.tensor for slot in last.slots]
@@ -152,8 +187,9 @@ def summary(plan: FilePlan, output: Path) -> dict[str, Any]:
         heads = tensors
         base_tensors = len(plan.parts[0].plan.slots) if len(plan.parts) > 1 else None
     return {
-        "output": str(output),
-        "bytes": plan.total_bytes,
+        "output": str(outputs[0].path),
+        "files": [str(output.path) for output in outputs],
+        "bytes": sum(output.plan.total_bytes for output in outputs),
         "layout": INLINE if plan.footer is None else TAIL,
         "keys": sum(len(part.plan.keys) for part in plan.parts),
         "base_tensors": base_tensors,
