@@ -12,14 +12,14 @@ import click
 from gguf_mtp.api import (
     LAYOUTS,
     Output,
-    convert,
-    plan_convert,
-    quantizing_needs,
+    Prepared,
+    prepare,
     shard_outputs,
+    write_prepared,
 )
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
-from gguf_mtp.gemma4.outtype import HEADS_TYPES, K_QUANTS, OUTTYPES
+from gguf_mtp.gemma4.outtype import HEADS_TYPES, OUTTYPES
 from gguf_mtp.merged import INLINE
 from gguf_mtp.namespace import PREFIX
 from gguf_mtp.plan import FilePlan
@@ -53,7 +53,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The GGUF to write.",
+    help="The GGUF to write; a directory, or a name with {name} and {outtype} in it, will do.",
 )
 @click.option(
     "--outtype",
@@ -77,6 +77,11 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option("--replace-heads", is_flag=True, help="Replace the heads of a base that has some.")
 @click.option("--hash-base", is_flag=True, help="Record the SHA-256 of the base's files too.")
 @click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    help="JSON of general.* keys that override the checkpoint's, as upstream's converter has it.",
+)
+@click.option(
     "--split-max-size",
     callback=_size,
     metavar="N[K|M|G]",
@@ -96,6 +101,7 @@ def command(
     layout: str,
     replace_heads: bool,
     hash_base: bool,
+    metadata: Path | None,
     split_max_size: int | None,
     threads: int | None,
     force: bool,
@@ -119,36 +125,26 @@ def command(
         "layout": layout,
         "replace_heads": replace_heads,
         "hash_base": hash_base,
+        "metadata": metadata,
     }
     silent = quiet or as_json
     with exit_on_signals():
-        if outtype in K_QUANTS:
-            bounds = quantizing_needs(base, heads, **options)
-            if dry_run and as_json:
-                click.echo(json.dumps({"output": str(output), "at_most": asdict(bounds)}, indent=2))
-            elif not silent:
-                click.echo(_needs_text(outtype, bounds), err=not dry_run)
-        elif dry_run:
-            plan = plan_convert(base, heads, **options)
-            if as_json:
-                facts = summary(plan, shard_outputs(plan, output, split_max_size))
-                click.echo(json.dumps(facts | {"plan": plan_rows(plan)}, indent=2))
-            elif not quiet:
-                print_notes(plan.notes)
-                print_plan(plan, output)
-        if dry_run:
-            return
         started = time.monotonic()
-        bars = partial(progress_bar, quiet=silent)
-        done = convert(
-            base,
-            heads,
+        prepared = prepare(base, heads, **options)
+        if not silent:
+            print_notes(prepared.plan.notes)
+        if prepared.needs is not None and not silent:
+            click.echo(_needs_text(outtype, prepared.needs), err=not dry_run)
+        if dry_run:
+            _dry_run(prepared, output, split_max_size, quiet=quiet, as_json=as_json)
+            return
+        done = write_prepared(
+            prepared,
             output,
             force=force,
             split_max_size=split_max_size,
-            bars=bars,
+            bars=partial(progress_bar, quiet=silent),
             threads=threads,
-            **options,
         )
         seconds = time.monotonic() - started
     plan, digests = done.plan, done.digests
@@ -157,7 +153,6 @@ def command(
         sources = {path.name: digest for path, digest in sorted(digests.items())}
         click.echo(json.dumps(facts | {"sha256": sources}, indent=2))
     elif not quiet:
-        print_notes(plan.notes)
         base_text = f"{facts['base_tensors']} base" if facts["base_tensors"] else "the base's bytes"
         where = f"{done.outputs[0].path}" + (
             f" and {len(done.outputs) - 1} more parts" if len(done.outputs) > 1 else ""
@@ -166,6 +161,24 @@ def command(
             f"{where}: {base_text} and {facts['heads_tensors']} heads tensors, "
             f"{human_bytes(plan.total_bytes)} in {seconds:.1f} s"
         )
+
+
+def _dry_run(
+    prepared: Prepared, given: Path, max_bytes: int | None, *, quiet: bool, as_json: bool
+) -> None:
+    """What would be written; of a type that llama.cpp lays out, the bounds."""
+    output = prepared.output_path(given)
+    if prepared.needs is not None:
+        if as_json:
+            facts = {"output": str(output), "at_most": asdict(prepared.needs)}
+            click.echo(json.dumps(facts, indent=2))
+        return
+    outputs = shard_outputs(prepared.plan, output, max_bytes)
+    if as_json:
+        facts = summary(prepared.plan, outputs) | {"plan": plan_rows(prepared.plan)}
+        click.echo(json.dumps(facts, indent=2))
+    elif not quiet:
+        print_plan(prepared.plan, outputs[0].path)
 
 
 def _needs_text(outtype: str | None, bounds: Needs) -> str:
