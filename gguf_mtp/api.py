@@ -1,7 +1,9 @@
 """The library surface: `convert`, `attach`, `detach` and `split`, as the verbs use them."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
 from gguf_mtp.shards import cut_to_parts, part_path
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
+from gguf_mtp.verify import compare_with_sources, manifest_path, write_manifest
 from gguf_mtp.writer import append, bytes_to_read, write_file
 
 LAYOUTS = (INLINE, TAIL)
@@ -169,6 +172,7 @@ def convert(
     *,
     force: bool = False,
     split_max_size: int | None = None,
+    verify: bool = False,
     bars: Bars = no_bars,
     threads: int | None = None,
     **options: Any,
@@ -179,6 +183,7 @@ def convert(
         out,
         force=force,
         split_max_size=split_max_size,
+        verify=verify,
         bars=bars,
         threads=threads,
     )
@@ -190,13 +195,16 @@ def write_prepared(
     *,
     force: bool = False,
     split_max_size: int | None = None,
+    verify: bool = False,
     bars: Bars = no_bars,
     threads: int | None = None,
 ) -> Converted:
     """Write the merged file: to `out`, or to the name that a directory or template stands for.
 
-    With `split_max_size` (bytes) a larger one comes in parts, named after it. `threads` change
-    nothing in the bytes. Raises OutputError and what reading sources raises.
+    With `split_max_size` (bytes) a larger one comes in parts, named after it. With `verify` what
+    was written is read again and compared with the sources before it gets its name, and a manifest
+    is left beside it. `threads` change nothing in the bytes. Raises OutputError, and what reading
+    sources raises.
     """
     out = prepared.output_path(out)
     whole, options = prepared.plan, prepared.options
@@ -211,8 +219,30 @@ def write_prepared(
         outputs = shard_outputs(whole, out, split_max_size)
         total = sum(bytes_to_read(output.plan) for output in outputs)
         with bars(out.name, total) as advance:
-            digests = write_outputs(outputs, force=force, progress=advance, threads=threads)
+            if not verify:
+                digests = write_outputs(outputs, force=force, progress=advance, threads=threads)
+            else:
+                digests = _write_verified(outputs, force, advance, threads, bars)
     return Converted(whole, outputs, digests)
+
+
+def _write_verified(
+    outputs: list[Output], force: bool, advance: Progress | None, threads: int | None, bars: Bars
+) -> dict[Path, str]:
+    for output in outputs:
+        check_output(manifest_path(output.path), (), force=force, needed=0)
+    manifests: list[dict[str, Any]] = []
+
+    def inspect(output: Output, temp: Path) -> None:
+        with bars(f"reading {output.path.name} again", output.plan.total_bytes) as read:
+            manifests.append(compare_with_sources(output.plan, temp, read or (lambda nbytes: None)))
+
+    digests = write_outputs(
+        outputs, force=force, progress=advance, threads=threads, inspect=inspect
+    )
+    for output, manifest in zip(outputs, manifests, strict=True):
+        write_manifest(manifest, output.path)
+    return digests
 
 
 def shard_outputs(whole: FilePlan, out: Path, max_bytes: int | None) -> list[Output]:
@@ -319,9 +349,11 @@ def write_outputs(
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
+    inspect: Callable[[Output, Path], None] | None = None,
 ) -> dict[Path, str]:
     """Write all of `outputs`, after checking that each of them can be; the digests of sources.
 
+    `inspect` sees each file before it appears (see `write_file`).
     Where one fails, those written before it are removed.
     """
     total = sum(output.plan.total_bytes for output in outputs)
@@ -332,7 +364,12 @@ def write_outputs(
     try:
         for output in outputs:
             digests |= write_file(
-                output.plan, output.path, force=force, progress=progress, threads=threads
+                output.plan,
+                output.path,
+                force=force,
+                progress=progress,
+                threads=threads,
+                inspect=partial(inspect, output) if inspect else None,
             )
             written.append(output.path)
     except BaseException:

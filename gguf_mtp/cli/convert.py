@@ -87,6 +87,12 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
     metavar="N[K|M|G]",
     help="Cut a larger output into parts of at most this size, which load together.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read the output again, compare it with the sources, and leave a manifest of SHA-256s "
+    "beside it.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: one for each CPU.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -103,6 +109,7 @@ def command(
     hash_base: bool,
     metadata: Path | None,
     split_max_size: int | None,
+    verify: bool,
     threads: int | None,
     force: bool,
     dry_run: bool,
@@ -143,6 +150,7 @@ def command(
             output,
             force=force,
             split_max_size=split_max_size,
+            verify=verify,
             bars=partial(progress_bar, quiet=silent),
             threads=threads,
         )
