@@ -12,13 +12,15 @@ CMAKE_FLAGS   ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo test lint clean
+.PHONY: help setup patch-llamacpp demo test lint bench-convert bench-convert-16g clean
 
 help:
 	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
 	@echo "make test            set up everything, lint, run the tests"
 	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make lint            ruff and mypy"
+	@echo "make bench-convert   time converting against cp (BENCH_ARGS=\"--llama-cpp TREE --python PY\")"
+	@echo "make bench-convert-16g  a sparse 16 GB checkpoint within 1 GiB of address space"
 
 setup: $(STAMP)
 
@@ -42,6 +44,12 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
+
+bench-convert: $(STAMP)
+	$(BIN)/python tools/bench_convert.py $(BENCH_ARGS)
+
+bench-convert-16g: $(STAMP)
+	$(BIN)/python tools/bench_convert.py --e4b-16g $(BENCH_ARGS)
 
 clean:
 	rm -rf build $(VENV)
