@@ -12,7 +12,7 @@ CMAKE_FLAGS   ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo test lint fuzz-litert clean
+.PHONY: help setup patch-llamacpp demo test lint fuzz-litert bench-convert bench-convert-16g clean
 
 help:
 	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
@@ -20,6 +20,8 @@ help:
 	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make lint            ruff and mypy"
 	@echo "make fuzz-litert     fuzz the reader of .litertlm for an hour (MINUTES=60)"
+	@echo "make bench-convert   time converting against cp (BENCH_ARGS=\"--llama-cpp TREE --python PY\")"
+	@echo "make bench-convert-16g  a sparse 16 GB checkpoint within 1 GiB of address space"
 
 setup: $(STAMP)
 
@@ -47,6 +49,11 @@ test: lint
 MINUTES ?= 60
 fuzz-litert: $(STAMP)
 	$(BIN)/python tools/fuzz_litert.py --minutes $(MINUTES)
+bench-convert: $(STAMP)
+	$(BIN)/python tools/bench_convert.py $(BENCH_ARGS)
+
+bench-convert-16g: $(STAMP)
+	$(BIN)/python tools/bench_convert.py --e4b-16g $(BENCH_ARGS)
 
 clean:
 	rm -rf build $(VENV)

@@ -1,7 +1,9 @@
 """The library surface: `convert`, `attach`, `detach` and `split`, as the verbs use them."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.outtype import K_QUANTS
 from gguf_mtp.gemma4.target import target_half
-from gguf_mtp.merged import INLINE, check_and_describe, join, separate
+from gguf_mtp.merged import INLINE, join, separate
 from gguf_mtp.model import Half
 from gguf_mtp.namespace import is_merged
+from gguf_mtp.naming import output_path
 from gguf_mtp.notes import Note
 from gguf_mtp.output import check_output, cut
 from gguf_mtp.pipeline import Progress
@@ -25,7 +28,9 @@ from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
+from gguf_mtp.shards import cut_to_parts, part_path
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
+from gguf_mtp.verify import compare_with_sources, manifest_path, write_manifest
 from gguf_mtp.writer import append, bytes_to_read, write_file
 
 LAYOUTS = (INLINE, TAIL)
@@ -53,34 +58,68 @@ class Options:
     """How to convert. The types are among `gemma4.outtype.OUTTYPES` and `HEADS_TYPES` (None means
     ``auto``) and only for checkpoints, as a GGUF is copied. `layout` is one of `LAYOUTS`. A base
     that has heads is refused unless `replace_heads`. With `hash_base` the SHA-256 of the base's
-    weight files is recorded beside the heads'."""
+    weight files is recorded beside the heads'. `metadata` is a JSON file of ``general.*`` keys that
+    override what a checkpoint says."""
 
     outtype: str | None = None
     heads_type: str | None = None
     layout: str = INLINE
     replace_heads: bool = False
     hash_base: bool = False
+    metadata: Path | None = None
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, and the SHA-256 of the source files that went into the header."""
+    """What was written: the whole, the file or files of it, and the SHA-256 of the sources that
+    went into the header."""
 
     plan: FilePlan
+    outputs: list[Output]
     digests: dict[Path, str]
 
 
-def plan_convert(base: Path, heads: Path, **options: Any) -> FilePlan:
+@dataclass(frozen=True)
+class Prepared:
+    """A conversion that has been checked and can be written. For one of `K_QUANTS` `plan` is that
+    of the floats it is made from, and `needs` says what that takes."""
+
+    origin: Path
+    base: _Base
+    found: Heads
+    options: Options
+    plan: FilePlan
+    needs: Needs | None
+
+    def output_path(self, given: Path) -> Path:
+        """`given`, which may be a directory or a template (see `naming`)."""
+        asked = self.options.outtype if self.needs else None
+        return output_path(given, self.origin, self.base.half, asked)
+
+
+def prepare(base: Path, heads: Path, **options: Any) -> Prepared:
     """Read both headers, check that the pair fits, and lay out the merged file.
 
-    `base` and `heads` are checkpoint directories or GGUF files; `options` are those of `Options`.
-    Raises FormatError, UnsupportedError (for types that libllama makes, too) and PairingError.
+    `base` and `heads` are checkpoint directories or files; `options` are those of `Options`.
+    Raises FormatError, UnsupportedError and PairingError.
     """
     chosen = Options(**options)
-    if chosen.outtype in K_QUANTS:
-        raise UnsupportedError(f"{chosen.outtype} is laid out by llama.cpp: there is no plan of it")
     read, found = _read_pair(base, heads, chosen)
-    return _lay_out(read, found, chosen)
+    whole = _lay_out(read, found, chosen)
+    takes = None
+    if chosen.outtype in K_QUANTS:
+        heads_bytes = sum(tensor.nbytes for tensor in found.drafter.half.tensors)
+        takes = needs(read.half, heads_bytes)
+    return Prepared(base, read, found, chosen, whole, takes)
+
+
+def plan_convert(base: Path, heads: Path, **options: Any) -> FilePlan:
+    """The plan that `prepare` makes; UnsupportedError for types that libllama lays out."""
+    prepared = prepare(base, heads, **options)
+    if prepared.needs is not None:
+        outtype = prepared.options.outtype
+        raise UnsupportedError(f"{outtype} is laid out by llama.cpp: there is no plan of it")
+    return prepared.plan
 
 
 def _read_pair(base: Path, heads: Path, options: Options) -> tuple[_Base, Heads]:
@@ -89,10 +128,13 @@ def _read_pair(base: Path, heads: Path, options: Options) -> tuple[_Base, Heads]
             raise FormatError(f"{path}: no such file or directory")
     if base.is_dir():
         outtype = "auto" if options.outtype in K_QUANTS else options.outtype
-        read = _Base(target_half(read_checkpoint(base), outtype or "auto"))
-    elif options.outtype is not None:
-        raise UnsupportedError(f"{base}: is a GGUF and copied as it is; --outtype is not possible")
+        read = _Base(target_half(read_checkpoint(base), outtype or "auto", options.metadata))
     else:
+        for option, value in (("--outtype", options.outtype), ("--metadata", options.metadata)):
+            if value is not None:
+                raise UnsupportedError(
+                    f"{base}: is a GGUF and copied as it is; {option} is not possible"
+                )
         read = _read_base_gguf(base, options.replace_heads)
     if is_tail(heads):
         raise UnsupportedError(f"{heads}: has a base model in it; split it first")
@@ -126,36 +168,91 @@ def _read_base_gguf(path: Path, replace_heads: bool) -> _Base:
     return _Base(half, file if is_whole else None)
 
 
-def quantizing_needs(base: Path, heads: Path, **options: Any) -> Needs:
-    """Upper bounds for a conversion to one of `K_QUANTS`. Raises as `plan_convert`."""
-    read, found = _read_pair(base, heads, Options(**options))
-    check_and_describe(read.half, found, hash_base=False)
-    return needs(read.half, sum(tensor.nbytes for tensor in found.drafter.half.tensors))
-
-
 def convert(
     base: Path,
     heads: Path,
     out: Path,
     *,
     force: bool = False,
+    split_max_size: int | None = None,
+    verify: bool = False,
     bars: Bars = no_bars,
     threads: int | None = None,
     **options: Any,
 ) -> Converted:
-    """Merge `base` and `heads` into the one file `out` (see `plan_convert`, `write_file`)."""
-    chosen = Options(**options)
-    read, found = _read_pair(base, heads, chosen)
-    whole = _lay_out(read, found, chosen)
+    """Merge `base` and `heads` into the file `out` (see `prepare` and `write_prepared`)."""
+    return write_prepared(
+        prepare(base, heads, **options),
+        out,
+        force=force,
+        split_max_size=split_max_size,
+        verify=verify,
+        bars=bars,
+        threads=threads,
+    )
+
+
+def write_prepared(
+    prepared: Prepared,
+    out: Path,
+    *,
+    force: bool = False,
+    split_max_size: int | None = None,
+    verify: bool = False,
+    bars: Bars = no_bars,
+    threads: int | None = None,
+) -> Converted:
+    """Write the merged file: to `out`, or to the name that a directory or template stands for.
+
+    With `split_max_size` (bytes) a larger one comes in parts, named after it. With `verify` what
+    was written is read again and compared with the sources before it gets its name, and a manifest
+    is left beside it. `threads` change nothing in the bytes. Raises OutputError, and what reading
+    sources raises.
+    """
+    out = prepared.output_path(out)
+    whole, options = prepared.plan, prepared.options
     with ExitStack() as stack:
-        if chosen.outtype in K_QUANTS and chosen.outtype is not None:
+        if prepared.needs is not None and options.outtype is not None:
             check_output(out, whole.source_files, force=force, needed=0)
-            bounds = needs(read.half, sum(item.nbytes for item in found.drafter.half.tensors))
-            file = stack.enter_context(quantized_base(read.half, chosen.outtype, out, bounds, bars))
-            whole = _lay_out(_Base(in_place_of(read.half, file), file), found, chosen)
-        with bars(out.name, bytes_to_read(whole)) as advance:
-            digests = write_file(whole, out, force=force, progress=advance, threads=threads)
-    return Converted(whole, digests)
+            half = prepared.base.half
+            file = stack.enter_context(
+                quantized_base(half, options.outtype, out, prepared.needs, bars)
+            )
+            whole = _lay_out(_Base(in_place_of(half, file), file), prepared.found, options)
+        outputs = shard_outputs(whole, out, split_max_size)
+        total = sum(bytes_to_read(output.plan) for output in outputs)
+        with bars(out.name, total) as advance:
+            if not verify:
+                digests = write_outputs(outputs, force=force, progress=advance, threads=threads)
+            else:
+                digests = _write_verified(outputs, force, advance, threads, bars)
+    return Converted(whole, outputs, digests)
+
+
+def _write_verified(
+    outputs: list[Output], force: bool, advance: Progress | None, threads: int | None, bars: Bars
+) -> dict[Path, str]:
+    for output in outputs:
+        check_output(manifest_path(output.path), (), force=force, needed=0)
+    manifests: list[dict[str, Any]] = []
+
+    def inspect(output: Output, temp: Path) -> None:
+        with bars(f"reading {output.path.name} again", output.plan.total_bytes) as read:
+            manifests.append(compare_with_sources(output.plan, temp, read or (lambda nbytes: None)))
+
+    digests = write_outputs(
+        outputs, force=force, progress=advance, threads=threads, inspect=inspect
+    )
+    for output, manifest in zip(outputs, manifests, strict=True):
+        write_manifest(manifest, output.path)
+    return digests
+
+
+def shard_outputs(whole: FilePlan, out: Path, max_bytes: int | None) -> list[Output]:
+    """The files that hold `whole`: `out`, or parts of at most `max_bytes` named after it."""
+    plans = [whole] if max_bytes is None else cut_to_parts(whole, max_bytes)
+    paths = (part_path(out, at, len(plans)) for at in range(len(plans)))
+    return [Output(path, part) for path, part in zip(paths, plans, strict=True)]
 
 
 def plan_attach(
@@ -253,11 +350,36 @@ def split(
 
 
 def write_outputs(
-    outputs: list[Output], *, force: bool = False, progress: Progress | None = None
-) -> None:
-    """Write all of `outputs`, after checking that each of them can be."""
+    outputs: list[Output],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    inspect: Callable[[Output, Path], None] | None = None,
+) -> dict[Path, str]:
+    """Write all of `outputs`, after checking that each of them can be; the digests of sources.
+
+    `inspect` sees each file before it appears (see `write_file`).
+    Where one fails, those written before it are removed.
+    """
     total = sum(output.plan.total_bytes for output in outputs)
     for output in outputs:
         check_output(output.path, output.plan.source_files, force=force, needed=total)
-    for output in outputs:
-        write_file(output.plan, output.path, force=force, progress=progress)
+    digests: dict[Path, str] = {}
+    written: list[Path] = []
+    try:
+        for output in outputs:
+            digests |= write_file(
+                output.plan,
+                output.path,
+                force=force,
+                progress=progress,
+                threads=threads,
+                inspect=partial(inspect, output) if inspect else None,
+            )
+            written.append(output.path)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    return digests

@@ -1,6 +1,7 @@
 """Writes planned files: tensors first, then headers, checked by reading them back."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,13 @@ def write_file(
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
+    inspect: Callable[[Path], None] | None = None,
 ) -> dict[Path, str]:
     """Write `plan` to `path`; returns the SHA-256 of the source files that were digested.
 
     `progress` is called with the number of bytes just read; `threads` default to one for each CPU
-    and change nothing in the bytes written. The output appears, complete and
+    and change nothing in the bytes written. `inspect` is called with the finished file while it
+    has another name; what it raises keeps the file from appearing. The output appears, complete and
     re-read, by renaming; on any error it is as it was before.
     Raises OutputError, or FormatError when a source changes or ends early.
     """
@@ -40,6 +43,8 @@ def write_file(
         digests = _fill(plan, output, progress, threads)
         _reread(plan, digests, output.temp, path)
         output.sync()
+        if inspect is not None:
+            inspect(output.temp)
         output.publish()
     return digests
 

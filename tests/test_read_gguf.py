@@ -230,3 +230,20 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
         os.mkfifo(path)
     with pytest.raises(FormatError, match=r"f\.gguf: "):
         read_gguf(path)
+
+
+def test_long_arrays_of_strings_that_are_nearly_the_same(tmp_path: Path) -> None:
+    """A vocabulary that was read before is recognised, and only then."""
+    words = [text(f"token {number}".encode()) for number in range(40_000)]
+    files = {"one": words, "again": words, "other": [*words[:-1], text(b"last")]}
+    for name, items in files.items():
+        path = tmp_path / f"{name}.gguf"
+        tokens = array(b"t", STRING, len(items), b"".join(items))
+        path.write_bytes(build((ARCH, tokens, u32(b"behind", 7))))
+        read = read_gguf(path)
+        assert read.by_name["t"].encode() == tokens
+        assert read.by_name["behind"].value == 7
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes((tmp_path / "one.gguf").read_bytes()[:-40])
+    with pytest.raises(FormatError, match="remain"):
+        read_gguf(cut)

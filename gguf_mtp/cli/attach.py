@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_mtp.api import plan_attach, plan_convert
+from gguf_mtp.api import Output, plan_attach, plan_convert
 from gguf_mtp.cli.convert import summary
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, print_notes
@@ -75,7 +75,7 @@ def command(
             else:
                 write_file(plan, output, force=force, progress=advance)
         seconds = time.monotonic() - started
-    facts = summary(plan, target)
+    facts = summary(plan, [Output(target, plan)])
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif not quiet:

@@ -9,15 +9,30 @@ from typing import Any
 
 import click
 
-from gguf_mtp.api import LAYOUTS, convert, plan_convert, quantizing_needs
+from gguf_mtp.api import (
+    LAYOUTS,
+    Output,
+    Prepared,
+    prepare,
+    shard_outputs,
+    write_prepared,
+)
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
-from gguf_mtp.gemma4.outtype import HEADS_TYPES, K_QUANTS, OUTTYPES
+from gguf_mtp.gemma4.outtype import HEADS_TYPES, OUTTYPES
 from gguf_mtp.merged import INLINE
 from gguf_mtp.namespace import PREFIX
 from gguf_mtp.plan import FilePlan
 from gguf_mtp.quantized import Needs
+from gguf_mtp.shards import parse_size
 from gguf_mtp.tail import TAIL
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -39,7 +54,7 @@ from gguf_mtp.tail import TAIL
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The GGUF to write.",
+    help="The GGUF to write; a directory, or a name with {name} and {outtype} in it, will do.",
 )
 @click.option(
     "--outtype",
@@ -62,6 +77,23 @@ from gguf_mtp.tail import TAIL
 )
 @click.option("--replace-heads", is_flag=True, help="Replace the heads of a base that has some.")
 @click.option("--hash-base", is_flag=True, help="Record the SHA-256 of the base's files too.")
+@click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    help="JSON of general.* keys that override the checkpoint's, as upstream's converter has it.",
+)
+@click.option(
+    "--split-max-size",
+    callback=_size,
+    metavar="N[K|M|G]",
+    help="Cut a larger output into parts of at most this size, which load together.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read the output again, compare it with the sources, and leave a manifest of SHA-256s "
+    "beside it.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: one for each CPU.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -76,6 +108,9 @@ def command(
     layout: str,
     replace_heads: bool,
     hash_base: bool,
+    metadata: Path | None,
+    split_max_size: int | None,
+    verify: bool,
     threads: int | None,
     force: bool,
     dry_run: bool,
@@ -98,40 +133,61 @@ def command(
         "layout": layout,
         "replace_heads": replace_heads,
         "hash_base": hash_base,
+        "metadata": metadata,
     }
     silent = quiet or as_json
     with exit_on_signals():
-        if outtype in K_QUANTS:
-            bounds = quantizing_needs(base, heads, **options)
-            if dry_run and as_json:
-                click.echo(json.dumps({"output": str(output), "at_most": asdict(bounds)}, indent=2))
-            elif not silent:
-                click.echo(_needs_text(outtype, bounds), err=not dry_run)
-        elif dry_run:
-            plan = plan_convert(base, heads, **options)
-            if as_json:
-                click.echo(json.dumps(summary(plan, output) | {"plan": plan_rows(plan)}, indent=2))
-            elif not quiet:
-                print_notes(plan.notes)
-                print_plan(plan, output)
-        if dry_run:
-            return
         started = time.monotonic()
-        bars = partial(progress_bar, quiet=silent)
-        done = convert(base, heads, output, force=force, bars=bars, threads=threads, **options)
+        prepared = prepare(base, heads, **options)
+        if not silent:
+            print_notes(prepared.plan.notes)
+        if prepared.needs is not None and not silent:
+            click.echo(_needs_text(outtype, prepared.needs), err=not dry_run)
+        if dry_run:
+            _dry_run(prepared, output, split_max_size, quiet=quiet, as_json=as_json)
+            return
+        done = write_prepared(
+            prepared,
+            output,
+            force=force,
+            split_max_size=split_max_size,
+            verify=verify,
+            bars=partial(progress_bar, quiet=silent),
+            threads=threads,
+        )
         seconds = time.monotonic() - started
     plan, digests = done.plan, done.digests
-    facts = summary(plan, output)
+    facts = summary(plan, done.outputs)
     if as_json:
         sources = {path.name: digest for path, digest in sorted(digests.items())}
         click.echo(json.dumps(facts | {"sha256": sources}, indent=2))
     elif not quiet:
-        print_notes(plan.notes)
         base_text = f"{facts['base_tensors']} base" if facts["base_tensors"] else "the base's bytes"
+        where = f"{done.outputs[0].path}" + (
+            f" and {len(done.outputs) - 1} more parts" if len(done.outputs) > 1 else ""
+        )
         click.echo(
-            f"{output}: {base_text} and {facts['heads_tensors']} heads tensors, "
+            f"{where}: {base_text} and {facts['heads_tensors']} heads tensors, "
             f"{human_bytes(plan.total_bytes)} in {seconds:.1f} s"
         )
+
+
+def _dry_run(
+    prepared: Prepared, given: Path, max_bytes: int | None, *, quiet: bool, as_json: bool
+) -> None:
+    """What would be written; of a type that llama.cpp lays out, the bounds."""
+    output = prepared.output_path(given)
+    if prepared.needs is not None:
+        if as_json:
+            facts = {"output": str(output), "at_most": asdict(prepared.needs)}
+            click.echo(json.dumps(facts, indent=2))
+        return
+    outputs = shard_outputs(prepared.plan, output, max_bytes)
+    if as_json:
+        facts = summary(prepared.plan, outputs) | {"plan": plan_rows(prepared.plan)}
+        click.echo(json.dumps(facts, indent=2))
+    elif not quiet:
+        print_plan(prepared.plan, outputs[0].path)
 
 
 def _needs_text(outtype: str | None, bounds: Needs) -> str:
@@ -142,7 +198,7 @@ def _needs_text(outtype: str | None, bounds: Needs) -> str:
     )
 
 
-def summary(plan: FilePlan, output: Path) -> dict[str, Any]:
+def summary(plan: FilePlan, outputs: list[Output]) -> dict[str, Any]:
     """The result for machines. `base_tensors` is None where the base is copied byte for byte."""
     last = plan.parts[-1].plan
     tensors = [slot.tensor for slot in last.slots]
@@ -153,8 +209,9 @@ def summary(plan: FilePlan, output: Path) -> dict[str, Any]:
         heads = tensors
         base_tensors = len(plan.parts[0].plan.slots) if len(plan.parts) > 1 else None
     return {
-        "output": str(output),
-        "bytes": plan.total_bytes,
+        "output": str(outputs[0].path),
+        "files": [str(output.path) for output in outputs],
+        "bytes": sum(output.plan.total_bytes for output in outputs),
         "layout": INLINE if plan.footer is None else TAIL,
         "keys": sum(len(part.plan.keys) for part in plan.parts),
         "base_tensors": base_tensors,

@@ -16,18 +16,20 @@ from gguf_mtp.errors import FormatError
 from gguf_mtp.keyvalue import SCALARS, KeyValue, ValueType, array, scalar, string, strings
 from gguf_mtp.model import Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
-from gguf_mtp.readers.strict_json import read_small
+from gguf_mtp.readers.strict_json import read_object, read_small
 
 MAX_CARD_BYTES = 1 << 20
 
 
 def general_keys(
-    checkpoint: Checkpoint, arch: str, tensors: Iterable[Tensor]
+    checkpoint: Checkpoint, arch: str, tensors: Iterable[Tensor], override: Path | None = None
 ) -> tuple[list[KeyValue], str | None]:
     """The leading ``general.*`` keys of the checkpoint's GGUF, and the licence it states.
 
-    `tensors` are counted for the size label. Raises FormatError for an unusable model card.
+    `tensors` are counted for the size label. `override` is a JSON object of such keys, whose values
+    win. Raises FormatError for an unusable model card or override.
     """
+    wanted = {} if override is None else _read_override(override)
     counts = _parameter_counts(tensors)
     # abspath and not resolve: the name the user gave, not the one a symlink leads to.
     path = Path(str(checkpoint.path.absolute()))
@@ -36,10 +38,12 @@ def general_keys(
         read_small(card, MAX_CARD_BYTES)
     generation = checkpoint.json("generation_config.json") or {}
     try:
-        metadata = gguf.Metadata.load(None, path, None, counts[0])
+        metadata = gguf.Metadata.load(override, path, None, counts[0])
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         message = " ".join(str(error).split())
         raise FormatError(f"{card}: unusable front matter: {message}"[:300]) from None
+    # The one that gguf-py reads only from the model card.
+    metadata.license = wanted.get("general.license", metadata.license)
     if metadata.sampling_penalty_repeat is None:
         metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
     metadata.name = path.name if metadata.name is None else metadata.name
@@ -55,11 +59,26 @@ def general_keys(
         ]
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(
-            f"{checkpoint.path}: README.md or generation_config.json: a field has the wrong type "
+            f"{checkpoint.path}: README.md, generation_config.json or --metadata: wrong type "
             f"({error})"[:300]
         ) from None
+    taken = {key.name for key in keys}
+    for name in wanted:
+        if name not in taken:
+            raise FormatError(f"{override}: {name} is no key that can be set")
     stated = next((str(key.value) for key in keys if key.name == "general.license"), None)
     return keys, stated
+
+
+def _read_override(path: Path) -> dict[str, Any]:
+    wanted = read_object(path)
+    for name, value in wanted.items():
+        items = value if isinstance(value, list) else [value]
+        if not name.startswith("general."):
+            raise FormatError(f"{path}: {name!a} is no general.* key")
+        if not all(isinstance(item, (str, int, float)) for item in items):
+            raise FormatError(f"{path}: {name} is {value!a}, expected text or numbers"[:300])
+    return wanted
 
 
 def _encode(name: str, kind: gguf.GGUFValueType, value: Any) -> KeyValue:

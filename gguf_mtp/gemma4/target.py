@@ -19,8 +19,10 @@ from gguf_mtp.readers.source import TensorRef
 ARCH = "gemma4"
 
 
-def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
+def target_half(checkpoint: Checkpoint, outtype: str, metadata: Path | None = None) -> Half:
     """Keys and tensors of the base model in number type `outtype` (see `OUTTYPES`).
+
+    `metadata` is a JSON file of ``general.*`` keys that override the checkpoint's.
 
     Raises FormatError and UnsupportedError, naming file and field.
     """
@@ -33,7 +35,7 @@ def target_half(checkpoint: Checkpoint, outtype: str) -> Half:
     refs = match_tensors(checkpoint, _text_tensors(checkpoint), target_tensors(config))
     number = base_outtype(outtype, (ref for _, ref in refs))
     tensors = [rope_freqs(config), *(converted(item, ref, number) for item, ref in refs)]
-    general, stated = general_keys(checkpoint, ARCH, tensors)
+    general, stated = general_keys(checkpoint, ARCH, tensors, metadata)
     keys = [
         *general,
         *hyperparameters(config, ARCH, number),

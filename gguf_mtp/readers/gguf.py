@@ -26,6 +26,10 @@ MAX_TENSORS = 1 << 20
 SMALLEST_PAIR = 8 + 1 + 4 + 1
 SMALLEST_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
 READ_AHEAD = 1 << 20
+LONG_ARRAY = 1 << 15
+MAX_SEEN = 4
+# Count -> the encoding of that many strings, checked when it was first read.
+_seen: dict[int, bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class _Cursor:
 
     def strings(self, count: int, field: str) -> bytes:
         """The encoding of `count` strings, lengths included; one pass, as vocabularies are long."""
+        seen = _seen.get(count, b"")
+        fits = 0 < len(seen) <= min(self.remaining, MAX_HEADER_BYTES - self.offset)
+        # Base, heads and what is written of them mostly have the same vocabulary.
+        if fits and self.source.read(self.offset, len(seen)) == seen:
+            self.offset += len(seen)
+            return seen
         first, unpack = self.offset, struct.Struct("<Q").unpack_from
         for _ in range(count):
             begin = self.offset - self._start
@@ -89,7 +99,11 @@ class _Cursor:
             if begin + nbytes > len(self._buffer):
                 self._refill(nbytes, field)
             self.offset += nbytes
-        return self.source.read(first, self.offset - first)
+        encoded = self.source.read(first, self.offset - first)
+        if count >= LONG_ARRAY:
+            _seen.pop(next(iter(_seen)) if len(_seen) == MAX_SEEN else count, None)
+            _seen[count] = encoded
+        return encoded
 
     def _refill(self, nbytes: int, field: str) -> None:
         """Hold `nbytes` or more from the current offset on in the buffer, or refuse."""

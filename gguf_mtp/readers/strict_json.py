@@ -26,11 +26,14 @@ def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
     def refuse_constant(text: str) -> Any:
         raise FormatError(f"{where}: {text} is not a JSON number")
 
-    def number(text: str) -> int | float:
+    def integer(text: str) -> int:
         if len(text) > MAX_NUMBER_DIGITS:
             raise FormatError(f"{where}: a number has {len(text)} digits")
-        if text.lstrip("-").isdigit():
-            return int(text)
+        return int(text)
+
+    def number(text: str) -> float:
+        if len(text) > MAX_NUMBER_DIGITS:
+            raise FormatError(f"{where}: a number has {len(text)} digits")
         value = float(text)
         if not math.isfinite(value):
             raise FormatError(f"{where}: number {text} is out of range")
@@ -41,7 +44,7 @@ def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
             encoded.decode("utf-8"),
             object_pairs_hook=unique,
             parse_constant=refuse_constant,
-            parse_int=number,
+            parse_int=integer,
             parse_float=number,
         )
     except UnicodeDecodeError as error:

@@ -1,0 +1,41 @@
+"""``gguf-mtp verify``: a file against the manifest that convert --verify made of it."""
+
+import json
+from pathlib import Path
+
+import click
+
+from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.show import printable
+from gguf_mtp.verify import compare_with_manifest, manifest_path
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--manifest", type=click.Path(path_type=Path), help="Default: FILE.manifest.json.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(file: Path, manifest: Path | None, quiet: bool, as_json: bool) -> None:
+    """Compare FILE, tensor by tensor, with the SHA-256 that its manifest has of each.
+
+    Exit codes: 0 all as written, 1 something differs, 2 could not tell.
+
+    \b
+    Example:
+      gguf-mtp verify e2b-mtp.gguf
+    """
+    with exit_on_signals():
+        total = file.stat().st_size if file.is_file() else 0
+        with progress_bar(file.name, total, quiet=quiet or as_json) as advance:
+            findings = compare_with_manifest(
+                file, manifest or manifest_path(file), advance or (lambda nbytes: None)
+            )
+    if as_json:
+        click.echo(json.dumps({"file": str(file), "findings": findings}, indent=2))
+    elif not quiet:
+        for finding in findings:
+            click.echo(printable(finding, 300))
+        if not findings:
+            click.echo(f"{file}: as it was written")
+    if findings:
+        raise click.exceptions.Exit(1)

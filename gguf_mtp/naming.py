@@ -1,0 +1,43 @@
+"""The output's name: as given, from a template, or a default one in a directory."""
+
+import re
+from pathlib import Path
+
+from gguf.constants import LlamaFileType
+
+from gguf_mtp.errors import OutputError
+from gguf_mtp.model import Half
+
+FROM_CHECKPOINT = "{name}-{outtype}-mtp.gguf"
+# The name of a GGUF says its type already.
+FROM_GGUF = "{name}-mtp.gguf"
+FIELDS = ("name", "outtype")
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+def output_path(given: Path, base: Path, half: Half, outtype: str | None) -> Path:
+    """`given` with its fields filled in; a file in it where it is a directory.
+
+    Fields: ``{name}``, that of the base's directory or file, and ``{outtype}``, its number type.
+    `outtype` is the type asked for where `half` does not have it yet. Raises OutputError.
+    """
+    if given.is_dir():
+        given /= FROM_GGUF if half.kind == "gguf" else FROM_CHECKPOINT
+    values = {
+        "name": base.absolute().name.removesuffix(".gguf"),
+        "outtype": outtype or _type_name(half.value("general.file_type")),
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            known = ", ".join(f"{{{field}}}" for field in FIELDS)
+            raise OutputError(f"{given}: {match[0]} is no field of a name, expected {known}")
+        return values[match[1]]
+
+    return given.with_name(_FIELD.sub(fill, given.name)) if given.name else given
+
+
+def _type_name(number: object) -> str:
+    names = {int(kind): kind.name for kind in LlamaFileType}
+    name = names.get(number, "unknown") if isinstance(number, int) else "unknown"
+    return name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
