@@ -9,15 +9,17 @@ STAMP  := $(VENV)/.ready
 LLAMA_CPP_DIR ?=
 BACKEND       ?= auto
 CMAKE_FLAGS   ?=
+BENCH_ARGS    ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo test lint clean
+.PHONY: help setup patch-llamacpp demo bench test lint clean
 
 help:
 	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
 	@echo "make test            set up everything, lint, run the tests"
 	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
+	@echo "make bench           stock beside patched on the real shapes, on demand (BENCH_ARGS=--quick)"
 	@echo "make lint            ruff and mypy"
 
 setup: $(STAMP)
@@ -32,6 +34,12 @@ patch-llamacpp: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python tools/patch_llamacpp.py $(PATCH_ARGS) --target llama-speculative-simple
 	$(BIN)/python tools/demo.py
+
+# About 10 GB in the cache, and up to an hour: BENCH_ARGS=--quick is a few minutes.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python tools/run_bench.py --backend $(BACKEND) \
+	    $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag)) $(BENCH_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
