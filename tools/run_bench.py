@@ -98,7 +98,7 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, dict[str, Any]]:
 
 
 def _synthetic(pair: BenchPair, machine: Machine, options: argparse.Namespace) -> list[Section]:
-    chosen = cells.QUICK_CELLS if options.quick else cells.CELLS
+    chosen = cells.quick(cells.CELLS) if options.quick else cells.CELLS
     found = measure.available(chosen, machine, _say)
     sections = []
     for chance in options.acceptance:
@@ -118,7 +118,7 @@ def _synthetic(pair: BenchPair, machine: Machine, options: argparse.Namespace) -
 
 
 def _slots(pair: BenchPair, machine: Machine, options: argparse.Namespace) -> list[Section]:
-    found = measure.available(cells.SLOT_CELLS, machine, _say)
+    found = measure.available(cells.quick(cells.CELLS), machine, _say)
     prompts = tuple(tuple(range(400 + 64 * n, 464 + 64 * n)) for n in range(SLOTS))
     chance = options.acceptance[0]
     load = Load(prompts, options.n_predict // 2, chance, slots=SLOTS)
@@ -139,13 +139,13 @@ def _fixture(machine: Machine, options: argparse.Namespace) -> list[Section]:
     pair = BenchPair("fixture", base, drafter, merged)
     # Handing work of this model to a second thread costs more than doing it.
     single = Machine(machine.builds, 1, machine.prefix)
-    chosen = cells.QUICK_CELLS if options.quick else cells.CELLS
-    found = measure.available(chosen, single, _say)
     prompts = tuple(
         prompt.text for prompt in load_prompts(["python"])[: 8 if options.quick else 24]
     )
     sections = []
-    for temperature in (0.0, 0.8):
+    for temperature, kinds in ((0.0, cells.CELLS), (0.8, cells.SAMPLED_CELLS)):
+        chosen = cells.quick(kinds) if options.quick else kinds
+        found = measure.available(chosen, single, _say)
         load = Load(prompts, 128, None, sampling=(("temperature", temperature),))
         title = f"trained fixture, real acceptance, temperature {temperature:g}"
         sections += measure.decoding(

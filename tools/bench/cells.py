@@ -1,11 +1,12 @@
 """What is compared: each cell one build, one set of files, one set of flags."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 STOCK, PATCHED = "stock", "patched"
-# The depth up to which a controller may draft.
-ADAPTIVE_MAX = 8
+# The depth up to which the controller may draft.
+AUTO_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,40 @@ class Cell:
 
 
 # Flags of features that a patch series may or may not have.
-FUSED = "--spec-draft-fused"
-ADAPTIVE = "--spec-adaptive"
+ONE_GRAPH, AUTO_DEPTH = "--spec-draft-one-graph", "--spec-draft-auto-depth"
+REJECTION = "--spec-draft-rejection"
+FIXED = (f"--no-{AUTO_DEPTH[2:]}",)
+STEPS = (*FIXED, f"--no-{ONE_GRAPH[2:]}")
 
 PLAIN = Cell("no MTP", PATCHED, 0)
 CELLS = (
     PLAIN,
     Cell("no MTP, stock", STOCK, 0),
     *(Cell(f"stock, two files, n={n}", STOCK, n) for n in (1, 3, 5)),
-    *(
-        Cell(f"patched, step by step, n={n}", PATCHED, n, (FUSED, "off"), needs=FUSED)
-        for n in (1, 3, 5)
-    ),
-    *(Cell(f"patched, n={n}", PATCHED, n) for n in (1, 3, 5)),
-    Cell("patched, adaptive", PATCHED, ADAPTIVE_MAX, (ADAPTIVE, "on"), needs=ADAPTIVE),
+    *(Cell(f"patched, step by step, n={n}", PATCHED, n, STEPS, ONE_GRAPH) for n in (1, 3, 5)),
+    *(Cell(f"patched, one graph, n={n}", PATCHED, n, FIXED, ONE_GRAPH) for n in (1, 3, 5)),
+    Cell("patched, auto depth", PATCHED, AUTO_MAX, (AUTO_DEPTH,), AUTO_DEPTH),
 )
-QUICK = ("no MTP", "stock, two files, n=3", "patched, step by step, n=3", "patched, n=3")
-QUICK_CELLS = tuple(cell for cell in CELLS if cell.label in (*QUICK, "patched, adaptive"))
-SLOT_CELLS = tuple(
-    cell
-    for cell in CELLS
-    if cell.label in ("no MTP", "stock, two files, n=3", "patched, n=3", "patched, adaptive")
+# Rejection sampling differs from the exact match only where sampling is random.
+SAMPLED_CELLS = (
+    *CELLS,
+    Cell("patched, rejection, n=3", PATCHED, 3, (*FIXED, REJECTION), REJECTION),
 )
+QUICK = frozenset(
+    {
+        "no MTP",
+        "stock, two files, n=3",
+        "patched, step by step, n=3",
+        "patched, one graph, n=3",
+        "patched, rejection, n=3",
+        "patched, auto depth",
+    }
+)
+
+
+def quick(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Those of `cells` that a short run is about."""
+    return tuple(cell for cell in cells if cell.label in QUICK)
 
 
 def synthetic_rates(chance: float, n_max: int) -> str:
