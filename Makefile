@@ -13,13 +13,14 @@ BENCH_ARGS    ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo bench test lint clean
+.PHONY: help setup patch-llamacpp demo bench test test-llamacpp lint clean
 
 help:
 	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
 	@echo "make test            set up everything, lint, run the tests"
 	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make bench           stock beside patched on the real shapes, on demand (BENCH_ARGS=--quick)"
+	@echo "make test-llamacpp   llama.cpp's own tests on the patched tree, on demand"
 	@echo "make lint            ruff and mypy"
 
 setup: $(STAMP)
@@ -50,6 +51,10 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
+
+test-llamacpp: $(STAMP)
+	$(BIN)/python tools/run_upstream_tests.py $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
+	    $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
 clean:
 	rm -rf build $(VENV)

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     for name in ["default", *(options.variant or [])]:
         variant = VARIANTS[name]
         if variant.patches not in trees:
-            trees[variant.patches] = _tree(options.tree, digest, variant.patches)
+            trees[variant.patches] = source_tree(options.tree, digest, variant.patches)
         tree = trees[variant.patches]
         # The variants that tests compare are about the CPU's kernels.
         chosen = backend if variant.own_backend else build.choose_backend("cpu")
@@ -131,7 +131,7 @@ def _dirs(bin_dir: Path) -> dict[str, str]:
     return {"lib_dir": str(bin_dir), "bin_dir": str(bin_dir)}
 
 
-def _tree(own: Path | None, digest: str, patches: str) -> Path:
+def source_tree(own: Path | None, digest: str, patches: str) -> Path:
     """The source tree with those `patches`: the user's `own`, or one in the cache."""
     if own is not None:
         if patches != SERIES:
@@ -158,7 +158,7 @@ def _tree(own: Path | None, digest: str, patches: str) -> Path:
 
 def _prune(root: Path, keep: Path) -> None:
     """Drop the trees of older patch series: each is a few hundred MB with its builds."""
-    homes = [p for p in root.iterdir() if p != keep and not p.name.endswith(f"-{COMMIT}")]
+    homes = [p for p in root.iterdir() if p != keep and "-" not in p.name]
     for old in sorted(homes, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_TREES - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
 
