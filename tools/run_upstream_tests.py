@@ -19,10 +19,14 @@ from pathlib import Path
 
 import patch_llamacpp
 from llamacpp import build, series
+from llamacpp.operations import write_cases
 from llamacpp.pin import SetupError
 
 # The operations of the drafter's graph: ordered head, argmax, its layers.
 OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "TOP_K", "ARGMAX", "ARGSORT")
+
+# Stands for the file of `operations.write_cases`.
+CASES = "{cases}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ TESTS = (
             f"test-backend-ops {name}", "test-backend-ops", "kernels", ("test", "-o", name)
         )
         for name in OPERATIONS
+    ),
+    UpstreamTest(
+        "test-backend-ops, the drafter's shapes",
+        "test-backend-ops",
+        "kernels in E2B's and E4B's shapes",
+        ("test", "--test-file", CASES),
     ),
 )
 # Said in the summary: what is about the patches but needs more than this machine has.
@@ -103,7 +113,11 @@ def _build(options: argparse.Namespace, tests: list[UpstreamTest]) -> Path:
 
 def run(test: UpstreamTest, bin_dir: Path, backend: str) -> Result:
     """Run one test and keep the end of what it says."""
-    command = [str(bin_dir / test.program), *test.arguments]
+    tree, cases = bin_dir.parent.parent, bin_dir / "drafter-operations.txt"
+    if CASES in test.arguments:
+        write_cases(tree, cases)
+    arguments = (str(cases) if item == CASES else item for item in test.arguments)
+    command = [str(bin_dir / test.program), *arguments]
     if test.program == "test-backend-ops" and backend == "cpu":
         command += ["-b", "CPU"]  # not compared with itself unless it is asked for
     print(f"  {test.name}: {test.why}", file=sys.stderr, flush=True)
@@ -113,7 +127,7 @@ def run(test: UpstreamTest, bin_dir: Path, backend: str) -> Result:
             # Some write beside themselves; models they name by relative paths are the tree's.
             code = subprocess.run(
                 command,
-                cwd=bin_dir.parent.parent,
+                cwd=tree,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
