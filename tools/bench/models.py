@@ -18,7 +18,7 @@ from gguf.constants import LlamaFileType
 from bench.blocks import random_chunks
 from bench.shapes import PAIRS, PairShape
 from gguf_mtp import api
-from gguf_mtp.drafters.assistant import ARCH as DRAFTER_ARCH
+from gguf_mtp.drafters.drafter import ARCH as DRAFTER_ARCH
 from gguf_mtp.drafters.ordered_head import CENTROIDS, COUNT_KEY, ORDERING, TOP_K_KEY
 from gguf_mtp.gemma4.config import TextConfig
 from gguf_mtp.gemma4.keys import hyperparameters, quantization_version, rope_freqs
@@ -162,7 +162,7 @@ def _tensor(name: str, shape: tuple[int, ...], matrix: GgmlType) -> Tensor:
     """Norms and scales are ones; a matrix is random (`_write`)."""
     if len(shape) == 1:
         return Tensor(name, F32, shape, np.ones(shape, "<f4").tobytes(), verbatim=True)
-    return Tensor(name, matrix, shape, b"", verbatim=True)
+    return Tensor(name, matrix, shape, b"")
 
 
 def _keys(name: str, config: TextConfig, arch: str, file_type: str) -> Iterator[KeyValue]:

@@ -52,9 +52,9 @@ def cases() -> list[Case]:
             table = (kind, (HIDDEN, ROWS, CENTROIDS))
             sources = (table, ("f32", (HIDDEN, 1, n)), ("i32", (TOP_K, n)))
             found.append(Case("MUL_MAT_ID", ("f32", (ROWS, TOP_K, n)), sources))
-            # rows in token order are gathered first
-            table, ids = (kind, (HIDDEN, ROWS * CENTROIDS)), ("i32", (CANDIDATES * n,))
-            found.append(Case("GET_ROWS", ("f32", (HIDDEN, CANDIDATES * n)), (table, ids)))
+            # Rows in token order are gathered first.
+            gathered = ((kind, (HIDDEN, ROWS * CENTROIDS)), ("i32", (CANDIDATES * n,)))
+            found.append(Case("GET_ROWS", ("f32", (HIDDEN, CANDIDATES * n)), gathered))
         centroids = (("f32", (HIDDEN, CENTROIDS)), ("f32", (HIDDEN, n)))
         tokens = (("i32", (ROWS, CENTROIDS)), ("i32", (TOP_K * n,)))
         picks = ("i32", (PICKED, n))
