@@ -9,18 +9,23 @@ STAMP  := $(VENV)/.ready
 LLAMA_CPP_DIR ?=
 BACKEND       ?= auto
 CMAKE_FLAGS   ?=
+BENCH_ARGS    ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo test lint fuzz-litert bench-convert bench-convert-16g clean
+.PHONY: help setup patch-llamacpp demo lint test test-llamacpp fuzz-litert \
+        bench bench-convert bench-convert-16g clean
 
 help:
-	@echo "make demo            base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
-	@echo "make test            set up everything, lint, run the tests"
-	@echo "make patch-llamacpp  get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
-	@echo "make lint            ruff and mypy"
-	@echo "make fuzz-litert     fuzz the reader of .litertlm for an hour (MINUTES=60)"
-	@echo "make bench-convert   time converting against cp (BENCH_ARGS=\"--llama-cpp TREE --python PY\")"
+	@echo "make demo               base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
+	@echo "make test               set up everything, lint, run the tests"
+	@echo "make patch-llamacpp     get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
+	@echo "make lint               ruff and mypy"
+	@echo "On demand:"
+	@echo "make test-llamacpp      llama.cpp's own tests on the patched tree"
+	@echo "make fuzz-litert        fuzz the reader of .litertlm for an hour (MINUTES=60)"
+	@echo "make bench              stock beside patched on the real shapes (BENCH_ARGS=--quick)"
+	@echo "make bench-convert      converting beside cp (BENCH_ARGS=\"--llama-cpp TREE --python PY\")"
 	@echo "make bench-convert-16g  a sparse 16 GB checkpoint within 1 GiB of address space"
 
 setup: $(STAMP)
@@ -46,9 +51,20 @@ test: lint
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
 
+test-llamacpp: $(STAMP)
+	$(BIN)/python tools/run_upstream_tests.py $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
+	    $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
+
 MINUTES ?= 60
 fuzz-litert: $(STAMP)
 	$(BIN)/python tools/fuzz_litert.py --minutes $(MINUTES)
+
+# About 10 GB in the cache, and up to an hour: BENCH_ARGS=--quick is a few minutes.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python tools/run_bench.py --backend $(BACKEND) \
+	    $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag)) $(BENCH_ARGS)
+
 bench-convert: $(STAMP)
 	$(BIN)/python tools/bench_convert.py $(BENCH_ARGS)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import patch_llamacpp
+import run_upstream_tests
 from llamacpp import build, pin, source
+from llamacpp.operations import Case, cases, write_cases
 from llamacpp.pin import SetupError
 
 
@@ -98,3 +100,48 @@ def test_no_record_says_what_to_run(cache: Path) -> None:
     pin.record_path().parent.mkdir(parents=True, exist_ok=True)
     pin.record_path().write_text(json.dumps({"pin": "x"}))
     assert pin.read_record() == {"pin": "x"}
+
+
+def test_operations_are_numbered_as_the_tree_numbers_them(tmp_path: Path) -> None:
+    header = tmp_path / "ggml" / "include" / "ggml.h"
+    header.parent.mkdir(parents=True)
+    names = ["NONE", *sorted({case.operation for case in cases()})]
+    header.write_text("enum ggml_op {\n" + "".join(f"  GGML_OP_{n},\n" for n in names) + "};\n")
+    count = write_cases(tmp_path, tmp_path / "cases")
+    lines = [line.split() for line in (tmp_path / "cases").read_text().splitlines()]
+    assert len(lines) == count == len(cases())
+    assert [names[int(line[0])] for line in lines] == [case.operation for case in cases()]
+    for case, line in zip(cases(), lines, strict=True):
+        # number, type, 4 dimensions, parameters and their count, sources of 9 and theirs, a name
+        assert len(line) == 6 + 1 + len(case.parameters) + 1 + 9 * len(case.sources) + 1
+
+    header.write_text("enum ggml_op {\n  GGML_OP_NONE,\n};\n")
+    with pytest.raises(SetupError, match=r"no operation GGML_OP_ARGMAX"):
+        write_cases(tmp_path, tmp_path / "cases")
+
+
+def test_a_case_is_a_line_of_numbers() -> None:
+    case = Case("CONCAT", ("i32", (3, 4)), (("i32", (2, 4)), ("i32", (1, 4))), (0,))
+    assert case.line(22) == ("22 26 3 4 1 1 1 0 2 26 2 4 1 1 0 0 0 0 26 1 4 1 1 0 0 0 0 -\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "detail"),
+    [
+        ("echo '  12/12 tests passed'", "passed", "12/12 tests passed"),
+        ("echo fine", "passed", ""),
+        ("echo '  11/12 tests passed'; exit 1", "failed", "11/12 tests passed"),
+        ("echo broken; exit 3", "failed", "exit 3: broken"),
+    ],
+)
+def test_an_upstream_test_is_judged_by_its_exit_code(
+    tmp_path: Path, script: str, state: str, detail: str
+) -> None:
+    bin_dir = tmp_path / "build" / "bin"
+    bin_dir.mkdir(parents=True)
+    program = bin_dir / "test-x"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    test = run_upstream_tests.UpstreamTest("x", "test-x", "nothing")
+    result = run_upstream_tests.run(test, bin_dir, "cpu")
+    assert (result.state, result.detail) == (state, detail)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp import series
+import rebase_patches
+from llamacpp import rebase, series
 from llamacpp.pin import PATCHES, SDIST_TREE, SetupError
 from llamacpp.source import fetch_sdist
 
@@ -90,11 +91,13 @@ def test_a_changed_overlay_file_is_put_right(tree: Path) -> None:
 
 
 def test_another_version_is_refused_and_left_as_it_was(tree: Path) -> None:
+    # A file that only the last patches touch: an earlier one would name itself.
     last = series.touched()[-1]
+    patch = next(p for p in series.series() if f"+++ b/{last}\n" in p.read_text())
     lines = (tree / last).read_text().splitlines(keepends=True)
     (tree / last).write_text("".join(f"// moved\n{line}" for line in lines))
     before = contents(tree)
-    with pytest.raises(SetupError, match=rf"{series.series()[-1].name} does not apply"):
+    with pytest.raises(SetupError, match=rf"{patch.name} does not apply"):
         series.apply(tree)
     assert contents(tree) == before
 
@@ -137,3 +140,65 @@ def test_the_digest_follows_patches_and_files(tmp_path: Path) -> None:
         before = series.digest(copy)
         path.write_text(path.read_text() + "\n")
         assert series.digest(copy) != before
+
+
+def states(results: list[rebase.PatchResult]) -> set[str]:
+    return {hunk.state for result in results for hunk in result.hunks}
+
+
+def rewritten(tree: Path, out: Path) -> Path:
+    """The series that the tool writes for `tree`."""
+    rebase_patches.main([str(tree), "--out", str(out)])
+    return out
+
+
+def test_the_pinned_tree_needs_no_rebasing(tree: Path, tmp_path: Path) -> None:
+    assert states(rebase.rebase_series(tree, PATCHES)) == {rebase.APPLIES}
+    for patch in series.series(rewritten(tree, tmp_path / "new")):
+        hunks = [hunks for _, _, hunks in rebase.parse(patch)[1]]
+        assert hunks == [hunks for _, _, hunks in rebase.parse(PATCHES / patch.name)[1]]
+
+
+def test_lines_further_up_are_an_offset(tree: Path, tmp_path: Path) -> None:
+    path = tree / series.touched()[0]
+    path.write_text("// new\n" * 5 + path.read_text())
+    before = contents(tree)
+    assert states(rebase.rebase_series(tree, PATCHES)) == {rebase.APPLIES, rebase.OFFSET}
+    assert contents(tree) == before
+    assert series.apply(tree, rewritten(tree, tmp_path / "new")) == series.APPLIED
+
+
+def test_changed_context_is_rewritten(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tree / "src/llama-arch.h"
+    text = path.read_text()
+    path.write_text(text.replace("    LLM_TENSOR_NEXTN_SHARED_HEAD_NORM,\n", "    LLM_OTHER,\n"))
+    assert path.read_text() != text
+    with pytest.raises(SetupError, match=r"does not apply"):
+        series.apply(tree)
+    assert rebase_patches.main([str(tree), "--out", str(tmp_path / "new")]) == 1
+    shown = [line for line in capsys.readouterr().out.splitlines() if rebase.MOVED in line]
+    assert len(shown) == 1
+    assert "src/llama-arch.h" in shown[0]
+    assert "1 line(s) above and 0 below" in shown[0]
+    assert series.apply(tree, tmp_path / "new") == series.APPLIED
+    patched = path.read_text()
+    assert patched.replace("    LLM_TENSOR_MASKED_EMBD_ROWS,\n", "") == text.replace(
+        "    LLM_TENSOR_NEXTN_SHARED_HEAD_NORM,\n", "    LLM_OTHER,\n"
+    )
+
+
+def test_a_removed_line_that_is_gone_fails(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tree / "src/llama-quant.cpp"
+    path.write_text(path.read_text().replace("fname_inp, splits", "renamed, splits"))
+    assert rebase_patches.main([str(tree)]) == 2
+    shown = [line for line in capsys.readouterr().out.splitlines() if rebase.FAILS in line]
+    assert len(shown) == 1
+    assert re.search(r"src/llama-quant\.cpp:\d+: fails: nearest are lines \d+-\d+, \d+%", shown[0])
+
+
+def test_a_tree_without_the_files_fails_in_every_hunk(tmp_path: Path) -> None:
+    assert states(rebase.rebase_series(tmp_path, PATCHES)) == {rebase.FAILS}

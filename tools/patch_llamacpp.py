@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from llamacpp import build, series, source
@@ -26,20 +28,37 @@ from llamacpp.pin import (
     record_path,
 )
 
-# Variant -> (is it patched, CMake flags). `exact` has CPU kernels whose F32 result does not depend
-# on the batch width; `stock` is the unpatched library, which tests compare with.
-VARIANTS: dict[str, tuple[bool, tuple[str, ...]]] = {
-    "default": (True, ()),
-    "exact": (True, ("-DGGML_LLAMAFILE=OFF",)),
-    "stock": (False, ("-DGGML_LLAMAFILE=OFF",)),
+# Which patches a tree gets: the series, none, or what its compiler needs to build a program that
+# does not crash (gcc 12 with AMX).
+SERIES, NONE, COMPILER_FIXES = "series", "stock", "amx-tile-config-barrier"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One build: which patches its tree has, CMake flags, programs (None: those asked for)."""
+
+    patches: str = SERIES
+    flags: tuple[str, ...] = ()
+    targets: tuple[str, ...] | None = None
+    own_backend: bool = False  # built for the backend that was chosen, not for the CPU
+
+
+# `exact` has CPU kernels whose F32 result does not depend on the batch width; `stock` is the
+# unpatched library, which tests compare with; `baseline` is what benchmarks compare with.
+VARIANTS = {
+    "default": Variant(own_backend=True),
+    "exact": Variant(flags=("-DGGML_LLAMAFILE=OFF",)),
+    "stock": Variant(NONE, ("-DGGML_LLAMAFILE=OFF",), ("llama-speculative-simple",)),
+    "baseline": Variant(
+        COMPILER_FIXES, targets=("llama-speculative-simple", "llama-server"), own_backend=True
+    ),
 }
-STOCK_TARGETS = ("llama-speculative-simple",)
 KEPT_TREES = 4
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         record = run(options)
     except SetupError as error:
@@ -64,21 +83,20 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     digest = series.digest()
 
     dirs: dict[str, Path] = {}
-    trees: dict[bool, Path] = {}  # by whether it is patched: variants share a tree
-    for variant in ["default", *(options.variant or [])]:
-        patched, flags = VARIANTS[variant]
-        if patched not in trees:
-            trees[patched] = _tree(options.tree, digest, patched)
-        tree = trees[patched]
-        wanted = targets if patched else STOCK_TARGETS
-        # The comparison variants are about the CPU's kernels.
-        chosen = backend if variant == "default" else build.choose_backend("cpu")
+    trees: dict[str, Path] = {}  # by its patches: variants share a tree
+    for name in ["default", *(options.variant or [])]:
+        variant = VARIANTS[name]
+        if variant.patches not in trees:
+            trees[variant.patches] = source_tree(options.tree, digest, variant.patches)
+        tree = trees[variant.patches]
+        # The variants that tests compare are about the CPU's kernels.
+        chosen = backend if variant.own_backend else build.choose_backend("cpu")
         # llama.cpp's .gitignore covers names like this.
-        out = tree / f"build-mtp-{chosen.name}-{variant}"
-        _say(f"{variant}: {tree} ({chosen.name})")
-        build.configure(tree, out, chosen, (*flags, *options.cmake_flag))
-        build.compile_targets(out, wanted, options.jobs, f"build {variant}")
-        dirs[variant] = out / "bin"
+        out = tree / f"build-mtp-{chosen.name}-{name}"
+        _say(f"{name}: {tree} ({chosen.name})")
+        build.configure(tree, out, chosen, (*variant.flags, *options.cmake_flag))
+        build.compile_targets(out, variant.targets or targets, options.jobs, f"build {name}")
+        dirs[name] = out / "bin"
 
     record: dict[str, object] = {
         "pin": COMMIT,
@@ -113,29 +131,34 @@ def _dirs(bin_dir: Path) -> dict[str, str]:
     return {"lib_dir": str(bin_dir), "bin_dir": str(bin_dir)}
 
 
-def _tree(own: Path | None, digest: str, patched: bool) -> Path:
+def source_tree(own: Path | None, digest: str, patches: str) -> Path:
+    """The source tree with those `patches`: the user's `own`, or one in the cache."""
     if own is not None:
-        if not patched:
-            raise SetupError("the stock variant is built from the pinned source, not from --tree")
+        if patches != SERIES:
+            raise SetupError("an unpatched variant is built from the pinned source, not --tree")
         tree = own.expanduser().resolve()
         _say(f"{tree}: patches {series.apply(tree)}")
         return tree
     # The trees of all keys lie equally deep: that is what lets ccache share their objects.
-    home = cache_dir() / "llama.cpp" / (digest[:16] if patched else f"stock-{COMMIT}")
+    key = digest[:16] if patches == SERIES else f"{patches}-{COMMIT}"
+    home = cache_dir() / "llama.cpp" / key
     tree = home / "src"
     if not tree.exists():
         _say(f"unpacking llama.cpp {COMMIT}")
         source.unpack_tree(source.fetch_sdist(), tree)
         _prune(home.parent, keep=home)
-    if patched:
+    if patches == SERIES:
         _say(f"{tree}: patches {series.apply(tree)}")
+    elif patches != NONE:
+        with tempfile.TemporaryDirectory() as scratch:
+            _say(f"{tree}: {patches} {series.apply(tree, series.subset(patches, Path(scratch)))}")
     home.touch()
     return tree
 
 
 def _prune(root: Path, keep: Path) -> None:
     """Drop the trees of older patch series: each is a few hundred MB with its builds."""
-    homes = [p for p in root.iterdir() if p != keep and not p.name.startswith("stock-")]
+    homes = [p for p in root.iterdir() if p != keep and "-" not in p.name]
     for old in sorted(homes, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_TREES - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -152,9 +175,10 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The command line; its defaults are those of `run`."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = made.add_argument
     add(
         "--tree",
         type=Path,
@@ -175,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cmake-flag", action="append", default=[], help="passed to CMake as it is")
     add("--jobs", type=int, default=os.cpu_count() or 1)
     add("--json", action="store_true", help="print the result as JSON")
-    return parser
+    return made
 
 
 if __name__ == "__main__":

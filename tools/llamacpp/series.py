@@ -49,6 +49,15 @@ def digest(patches: Path = PATCHES) -> str:
     return total.hexdigest()
 
 
+def subset(word: str, into: Path, patches: Path = PATCHES) -> Path:
+    """A patches folder at `into` with only those patches whose name contains `word`."""
+    chosen = [path for path in series(patches) if word in path.name]
+    for path in chosen:
+        shutil.copyfile(path, into / path.name)
+    (into / "series").write_text("".join(f"{path.name}\n" for path in chosen))
+    return into
+
+
 def apply(tree: Path, patches: Path = PATCHES) -> str:
     """Bring `tree` to the patched state; returns APPLIED or ALREADY.
 

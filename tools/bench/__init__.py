@@ -1,0 +1,1 @@
+"""`make bench`: real shapes with random weights, and what a round of them costs."""

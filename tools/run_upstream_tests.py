@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""llama.cpp's own tests of what `patches/` touches, built and run on the patched tree.
+
+    python tools/run_upstream_tests.py              # what `make test-llamacpp` runs
+    python tools/run_upstream_tests.py --only test-gguf
+
+Exit codes: 0 all passed, 1 a test failed, 2 could not build or run them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import patch_llamacpp
+from llamacpp import build, series
+from llamacpp.operations import write_cases
+from llamacpp.pin import SetupError
+
+# The operations of the drafter's graph: ordered head, argmax, its layers.
+OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "TOP_K", "ARGMAX", "ARGSORT")
+
+# Stands for the file of `operations.write_cases`.
+CASES = "{cases}"
+
+
+@dataclass(frozen=True)
+class UpstreamTest:
+    """One program of llama.cpp's ``tests/``; `why` says which of our changes it is about."""
+
+    name: str
+    program: str
+    why: str
+    arguments: tuple[str, ...] = ()
+
+
+TESTS = (
+    UpstreamTest("test-gguf", "test-gguf", "reading and writing GGUF"),
+    UpstreamTest("test-llama-archs", "test-llama-archs", "every architecture loads and computes"),
+    UpstreamTest(
+        "test-model-resolution", "test-model-resolution", "which files a model's name means"
+    ),
+    UpstreamTest("test-arg-parser", "test-arg-parser", "the programs' options"),
+    UpstreamTest("test-sampling", "test-sampling", "samplers"),
+    *(
+        UpstreamTest(
+            f"test-backend-ops {name}", "test-backend-ops", "kernels", ("test", "-o", name)
+        )
+        for name in OPERATIONS
+    ),
+    UpstreamTest(
+        "test-backend-ops, the drafter's shapes",
+        "test-backend-ops",
+        "kernels in E2B's and E4B's shapes",
+        ("test", "--test-file", CASES),
+    ),
+)
+# Said in the summary: what is about the patches but needs more than this machine has.
+NOT_RUN = {
+    "tools/server/tests/unit/test_speculative.py": "its models come from huggingface.co",
+    "test-thread-safety, test-state-restore-fragmented": "their model comes from huggingface.co",
+}
+DEADLINE_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one test ended; `state` is passed, failed or timed out."""
+
+    name: str
+    state: str
+    seconds: float
+    detail: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parser().parse_args(argv)
+    chosen = [test for test in TESTS if not options.only or test.program in options.only]
+    try:
+        bin_dir = _build(options, chosen)
+        results = [run(test, bin_dir, options.backend) for test in chosen]
+    except (SetupError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if options.json:
+        print(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        for result in results:
+            print(f"{result.state:9} {result.seconds:7.1f} s  {result.name}  {result.detail}")
+        for name, reason in NOT_RUN.items():
+            print(f"{'not run':9} {'':9}  {name}  {reason}")
+    return 0 if all(result.state == "passed" for result in results) else 1
+
+
+def _build(options: argparse.Namespace, tests: list[UpstreamTest]) -> Path:
+    """Build the tests in a build folder of their own beside the programs'."""
+    tree = patch_llamacpp.source_tree(options.tree, series.digest(), patch_llamacpp.SERIES)
+    backend = build.choose_backend(options.backend)
+    out = tree / f"build-mtp-{backend.name}-tests"
+    build.configure(tree, out, backend, ("-DLLAMA_BUILD_TESTS=ON", *options.cmake_flag))
+    targets = tuple(dict.fromkeys(test.program for test in tests))
+    build.compile_targets(out, targets, options.jobs, "build tests")
+    return out / "bin"
+
+
+def run(test: UpstreamTest, bin_dir: Path, backend: str) -> Result:
+    """Run one test and keep the end of what it says."""
+    tree, cases = bin_dir.parent.parent, bin_dir / "drafter-operations.txt"
+    if CASES in test.arguments:
+        write_cases(tree, cases)
+    arguments = (str(cases) if item == CASES else item for item in test.arguments)
+    command = [str(bin_dir / test.program), *arguments]
+    if test.program == "test-backend-ops" and backend == "cpu":
+        command += ["-b", "CPU"]  # not compared with itself unless it is asked for
+    print(f"  {test.name}: {test.why}", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            # Some write beside themselves; models they name by relative paths are the tree's.
+            code = subprocess.run(
+                command,
+                cwd=tree,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=DEADLINE_SECONDS,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return Result(test.name, "timed out", time.monotonic() - start)
+        log.seek(0)
+        lines = [line.strip() for line in log if line.strip()] or ["no output"]
+    state = "passed" if code == 0 else "failed"
+    counted = [line for line in lines if "tests passed" in line]
+    detail = counted[-1] if counted else ("" if code == 0 else f"exit {code}: {lines[-1][:200]}")
+    return Result(test.name, state, time.monotonic() - start, detail)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    programs = sorted({test.program for test in TESTS})
+    add("--only", action="append", choices=programs, help="only this (may be repeated)")
+    add("--tree", type=Path, help="a llama.cpp checkout of your own, not the pinned tree")
+    add("--backend", default="cpu", help="cpu (default), auto, cuda, metal or vulkan")
+    add("--cmake-flag", action="append", default=[], help="passed to CMake as it is")
+    add("--jobs", type=int, default=os.cpu_count() or 1)
+    add("--json", action="store_true", help="print the results as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
