@@ -123,7 +123,8 @@ def inferred_key(names: Sequence[str]) -> tuple[KeyValue, ...]:
 def inferred_note(path: Path, names: Sequence[str]) -> tuple[Note, ...]:
     if not names:
         return ()
-    message = f"{path}: not stated, taken from shapes, base or defaults: {', '.join(names)}"
+    listed = ", ".join(name.removeprefix(f"{ARCH}.") for name in names)
+    message = f"{path}: not stated, taken from shapes, base or defaults: {listed}"
     return (Note("inferred", message),)
 
 
