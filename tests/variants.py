@@ -127,18 +127,16 @@ def untied(directory: Path) -> None:
 
 def surplus(directory: Path) -> None:
     """Keys and values of layers that use those of earlier ones, which transformers ignores."""
-    config = json.loads((directory / "config.json").read_text())["text_config"]
-    last = config["num_hidden_layers"] - 1
 
     def change(tensors: tiny.Tensors) -> tiny.Tensors:
         added: tiny.Tensors = {}
-        for kind, owner in (("sliding", 13), ("full", 14)):
+        # The last layers of either kind that own keys and values, and that share them.
+        for owner, layer in ((13, 33), (14, 34)):
             for part in ("k_proj", "v_proj", "k_norm"):
                 dtype, shape, _ = tensors[f"{LANGUAGE}layers.{owner}.self_attn.{part}.weight"]
-                layer = last if kind == "full" else last - 1
                 name = f"{LANGUAGE}layers.{layer}.self_attn.{part}.weight"
                 added[name] = (dtype, shape, tiny.noise(name, shape, dtype))
-        return dict(sorted((tensors | added).items()))
+        return tensors | added
 
     edit_tensors(directory, change)
 
