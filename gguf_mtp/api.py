@@ -202,15 +202,16 @@ def write_prepared(
     bars: Bars = no_bars,
     threads: int | None = None,
 ) -> Converted:
-    """Write the merged file: to `out`, or to the name that a directory or template stands for.
+    """Write the merged file to `out` (`Prepared.output_path` makes one of a directory or template).
 
     With `split_max_size` (bytes) a larger one comes in parts, named after it. With `verify` what
     was written is read again and compared with the sources before it gets its name, and a manifest
     is left beside it. `threads` change nothing in the bytes. Raises OutputError, and what reading
     sources raises.
     """
-    out = prepared.output_path(out)
     whole, options = prepared.plan, prepared.options
+    if split_max_size is not None and options.layout == TAIL:
+        raise UnsupportedError("the tail layout is one file: it cannot be cut into parts")
     with ExitStack() as stack:
         if prepared.needs is not None and options.outtype is not None:
             check_output(out, whole.source_files, force=force, needed=0)

@@ -57,10 +57,14 @@ def test_parts_hold_what_the_whole_holds(
     assert read_gguf_parts(paths[0]).keys == read_gguf(tiny_merged).keys
 
 
-def test_a_tail_is_not_cut(tiny_target: Path, tiny_drafter: Path) -> None:
+def test_a_tail_is_not_cut(tmp_path: Path, tiny_target: Path, tiny_drafter: Path) -> None:
     plan = plan_convert(tiny_target, tiny_drafter, layout="tail")
     with pytest.raises(UnsupportedError, match="the tail layout is one file"):
         cut_to_parts(plan, 100_000)
+    with pytest.raises(UnsupportedError, match="the tail layout is one file"):
+        convert(
+            tiny_target, tiny_drafter, tmp_path / "m.gguf", layout="tail", split_max_size=1 << 40
+        )
 
 
 def test_nothing_is_left_when_a_later_part_fails(

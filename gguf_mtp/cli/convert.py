@@ -139,6 +139,7 @@ def command(
     with exit_on_signals():
         started = time.monotonic()
         prepared = prepare(base, heads, **options)
+        output = prepared.output_path(output)
         if not silent:
             print_notes(prepared.plan.notes)
         if prepared.needs is not None and not silent:
@@ -173,10 +174,9 @@ def command(
 
 
 def _dry_run(
-    prepared: Prepared, given: Path, max_bytes: int | None, *, quiet: bool, as_json: bool
+    prepared: Prepared, output: Path, max_bytes: int | None, *, quiet: bool, as_json: bool
 ) -> None:
     """What would be written; of a type that llama.cpp lays out, the bounds."""
-    output = prepared.output_path(given)
     if prepared.needs is not None:
         if as_json:
             facts = {"output": str(output), "at_most": asdict(prepared.needs)}
