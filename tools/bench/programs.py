@@ -57,8 +57,8 @@ def draft_statistics(log: str) -> DraftStatistics:
     if not found:
         return NOTHING_DRAFTED
     last = found[-1]
-    counted = (int(last[name]) for name in ("rounds", "drafted", "accepted"))
-    return DraftStatistics(len(found), *counted, float(last["draft_ms"]))
+    rounds, drafted, accepted = (int(last[name]) for name in ("rounds", "drafted", "accepted"))
+    return DraftStatistics(len(found), rounds, drafted, accepted, float(last["draft_ms"]))
 
 
 @cache
