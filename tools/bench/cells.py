@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STOCK, PATCHED = "stock", "patched"
-# The depth up to which the controller may draft.
-AUTO_MAX = 8
+# The depth up to which the controller may draft: that of the deepest fixed cell.
+AUTO_MAX = 5
 
 
 @dataclass(frozen=True)

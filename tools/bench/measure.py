@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.cells import PATCHED, STOCK, Cell, synthetic_rates
+from bench.cells import AUTO_DEPTH, PATCHED, STOCK, Cell, synthetic_rates
 from bench.models import BenchPair
 from bench.programs import (
     NOTHING_DRAFTED,
@@ -159,7 +159,7 @@ def _serve(
     program = machine.program(cell.build, "llama-server")
     with server(program, arguments, machine.prefix) as running:
         running.complete(load.prompts[0], 8, **options)
-        before = _counted(running, cell, NOTHING_DRAFTED)
+        before = _counted(running, cell, 1)
         start = time.perf_counter()
         if load.slots == 1:
             answers = [running.complete(p, load.n_predict, **options) for p in load.prompts]
@@ -172,11 +172,12 @@ def _serve(
                 ]
                 answers = [job.result() for job in jobs]
             seconds = time.perf_counter() - start
-        after = _counted(running, cell, before)
+        after = _counted(running, cell, 1 + len(load.prompts))
     tokens = sum(answer["predicted_n"] for answer in answers)
     drafted = after.since(before)
     accepted = sum(answer.get("draft_n_accepted", 0) for answer in answers)
-    if cell.n_max and drafted.drafted == 0:
+    # A controller may find that nothing is worth drafting; a fixed depth must draft.
+    if cell.n_max and drafted.drafted == 0 and AUTO_DEPTH not in cell.flags:
         raise BenchError(f"{cell.label}: nothing was drafted ({program})")
     # Every round emits one token of the target's own.
     rounds = tokens - accepted
@@ -185,21 +186,19 @@ def _serve(
         "round ms": 1000 * seconds * load.slots / rounds,
         "tokens a round": tokens / rounds,
     }
-    if cell.n_max:
+    if drafted.drafted:
         sample["draft ms"] = drafted.draft_ms / drafted.drafted
     return sample
 
 
-def _counted(running: Server, cell: Cell, earlier: DraftStatistics) -> DraftStatistics:
-    """The statistics once the last answers are in them: the log is written behind the answer."""
+def _counted(running: Server, cell: Cell, answers: int) -> DraftStatistics:
+    """The statistics once `answers` are in them: the log is written behind the answer."""
     if cell.n_max == 0:
         return NOTHING_DRAFTED
     deadline = time.monotonic() + LOG_SECONDS
-    last = running.statistics()
     while time.monotonic() < deadline:
-        time.sleep(0.2)
-        now = running.statistics()
-        if now == last and now.rounds > earlier.rounds:
-            return now
-        last = now
+        found = running.statistics()
+        if found.reports >= answers:
+            return found
+        time.sleep(0.05)
     raise BenchError(f"{cell.label}: no statistics of drafting in llama-server's log")

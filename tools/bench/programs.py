@@ -24,8 +24,10 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class DraftStatistics:
-    """What `common_speculative_print_stats` has counted since the program began."""
+    """What `common_speculative_print_stats` has counted since the program began, and how often it
+    has said so: a server does at the end of each answer."""
 
+    reports: int
     rounds: int
     drafted: int
     accepted: int
@@ -33,6 +35,7 @@ class DraftStatistics:
 
     def since(self, other: "DraftStatistics") -> "DraftStatistics":
         return DraftStatistics(
+            self.reports - other.reports,
             self.rounds - other.rounds,
             self.drafted - other.drafted,
             self.accepted - other.accepted,
@@ -40,7 +43,7 @@ class DraftStatistics:
         )
 
 
-NOTHING_DRAFTED = DraftStatistics(0, 0, 0, 0.0)
+NOTHING_DRAFTED = DraftStatistics(0, 0, 0, 0, 0.0)
 # llama.cpp's common/speculative.cpp, common_speculative_print_stats.
 _STATISTICS = re.compile(
     r"#calls\(b,g,a\) = *\d+ +\d+ +(?P<rounds>\d+),.*?#gen tokens = *(?P<drafted>\d+), "
@@ -54,9 +57,8 @@ def draft_statistics(log: str) -> DraftStatistics:
     if not found:
         return NOTHING_DRAFTED
     last = found[-1]
-    return DraftStatistics(
-        int(last["rounds"]), int(last["drafted"]), int(last["accepted"]), float(last["draft_ms"])
-    )
+    rounds, drafted, accepted = (int(last[name]) for name in ("rounds", "drafted", "accepted"))
+    return DraftStatistics(len(found), rounds, drafted, accepted, float(last["draft_ms"]))
 
 
 @cache
@@ -95,7 +97,7 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def statistics(self) -> DraftStatistics:
-        """Counted since the server began; read once the last answer's line is in the log."""
+        """Counted since the server began, as far as it is in the log yet."""
         return draft_statistics(self.log())
 
 
