@@ -66,7 +66,7 @@ def test_a_patch_says_what_it_does_and_when_it_can_go(patch: Path) -> None:
 def test_hunks_are_call_sites_only(patch: Path) -> None:
     lines = patch.read_text().splitlines()
     added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
-    assert len(added) < 100
+    assert len(added) < 120
 
 
 def test_applies_and_then_again_without_change(tree: Path) -> None:

@@ -144,11 +144,7 @@ def test_split_halves_run_on_an_unpatched_build(files: Files, prompt: Prompt) ->
     # Step by step, as upstream does: drafts in one graph do not run past the tokens asked for.
     steps = (*halves, "--no-spec-draft-one-graph")
     ours = speculative_simple(programs("exact"), *steps, prompt=prompt.text)
-    for _ in range(10):
-        stock = speculative_simple(programs("stock"), *halves, prompt=prompt.text)
-        # Upstream's program may end before its logger has written the last lines.
-        if "n_accept" in stock.log:
-            break
+    stock = speculative_simple(programs("stock"), *halves, prompt=prompt.text)
     assert same_text(stock.text, ours.text)
     assert stock.figure("n_accept") == ours.figure("n_accept") > 0
 
