@@ -1,7 +1,8 @@
 """Fuzz the reader of `.litertlm` for as long as you like: ``make fuzz-litert MINUTES=60``.
 
 Mutates the fixtures, structure and values, and runs everything that reads a package. Whatever is
-not this package's own error, takes over ten seconds of CPU time or half a GiB is a finding; its input is kept.
+not this package's own error, takes over ten seconds of CPU time or half a GiB is a finding; its
+input is kept.
 Exit codes: 0 nothing found, 1 a finding.
 """
 
