@@ -70,6 +70,12 @@ def test_one_graph_drafts_what_steps_draft(
         assert at_once.stats["n_accepted"] > 0
 
 
+def test_a_long_draft_fits_one_graph(run: Callable[..., Output], merged_f32: Path) -> None:
+    deep = run("-m", merged_f32, "--spec-draft-n-max", "24", prompt=PROMPTS[0])
+    assert same_text(deep.text, run("-m", merged_f32, prompt=PROMPTS[0]).text)
+    assert len(deep.stats["accepted_at"]) > 6
+
+
 def test_p_min_cuts_where_steps_stop(run: Callable[..., Output], merged_f32: Path) -> None:
     common = ("-m", merged_f32, "--spec-draft-n-max", "4", "--spec-draft-p-min", "0.6")
     at_once = run(*common, prompt=PROMPTS[0])

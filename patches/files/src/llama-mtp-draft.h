@@ -19,7 +19,11 @@ class  llama_mtp_draft_input;
 
 // what the caller asks of the next decodes of a drafter's context
 struct llama_mtp_draft {
-    int32_t n_steps = 0; // 0: one step a decode, with logits and hidden row as outputs
+    int32_t n_steps     = 0; // 0: one step a decode, with logits and hidden row as outputs
+    int32_t n_steps_max = 0; // that there is room for
+
+    // room for the steps beyond the graph of one, by upstream's rule for a graph
+    uint32_t n_nodes(uint32_t n_tensors) const { return 8u*n_tensors*n_steps_max; }
 
     std::map<llama_seq_id, float> temps; // sequences that sample their drafts; all others take the most probable token
 

@@ -159,11 +159,21 @@ bool llama_mtp_draft_chain::done() {
     return true;
 }
 
+void llama_context::set_mtp_draft(int32_t n_steps) {
+    auto & draft = *cparams.mtp_draft;
+
+    draft.n_steps = n_steps;
+    if (n_steps > draft.n_steps_max) {
+        draft.n_steps_max  = n_steps;
+        sched_need_reserve = true;
+    }
+}
+
 bool llama_mtp_set_draft(llama_context * ctx, int32_t n_steps) {
     if (ctx->get_model().arch != LLM_ARCH_GEMMA4_ASSISTANT || n_steps < 0) {
         return false;
     }
-    ctx->get_cparams().mtp_draft->n_steps = n_steps;
+    ctx->set_mtp_draft(n_steps);
     return true;
 }
 
