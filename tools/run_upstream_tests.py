@@ -140,6 +140,8 @@ def run(test: UpstreamTest, bin_dir: Path, backend: str) -> Result:
     state = "passed" if code == 0 else "failed"
     counted = [line for line in lines if "tests passed" in line]
     detail = counted[-1] if counted else ("" if code == 0 else f"exit {code}: {lines[-1][:200]}")
+    if code != 0:
+        detail += "".join(f"; {line[:200]}" for line in lines if "FAIL" in line)[:600]
     return Result(test.name, state, time.monotonic() - start, detail)
 
 
