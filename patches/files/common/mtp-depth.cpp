@@ -14,8 +14,9 @@ const double ACCEPT_HORIZON = 50;
 const double ACCEPT_FADE    = 0.005; // share of what is known of a position that a round without it takes away
 const double COST_HORIZON   = 8;
 const double COST_OUTLIER   = 3;     // a round slower than this many usual ones counts as this many
-const double COST_CURIOSITY = 0.85;  // taken for cheaper by this until measured twice, and when long not measured
+const double COST_CURIOSITY = 0.95;  // taken for cheaper by this until measured twice, and when long not measured
 const int    COST_STALE     = 256;   // rounds
+const double COST_PRIOR     = 0.1;   // what a further token adds to the cost of one, before it was measured
 
 int bin(float confidence) {
     return std::min(N_BINS - 1, std::max(0, (int) (confidence*N_BINS)));
@@ -70,18 +71,15 @@ double common_mtp_depth::estimate_us(int32_t width) const {
     }
     const bool has_upper = upper < (int32_t) costs.size();
 
-    // what was never tried is taken for cheap, so that it gets tried
     if (lower > 0 && has_upper) {
         const double share = (double) (width - lower)/(upper - lower);
         return COST_CURIOSITY*(costs[lower].value + share*(costs[upper].value - costs[lower].value));
     }
-    if (lower > 0) {
-        return costs[lower].value;
-    }
-    if (has_upper) {
-        return costs[upper].value*width/upper;
-    }
-    return 1.0;
+
+    // by the nearest width that was measured; with none, any scale will do
+    const auto prior = [](int32_t n) { return 1.0 + COST_PRIOR*(n - 1); };
+    const int32_t known = lower > 0 ? lower : upper;
+    return lower > 0 || has_upper ? costs[known].value*prior(width)/prior(known) : prior(width);
 }
 
 double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position) const {
