@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.shapes import PAIRS, VOCABULARY, PairShape
 from gguf_mtp.gemma4.config import FULL, SLIDING, read_text_config
 from gguf_mtp.gemma4.tensors import block_shapes, named, target_tensors
 
@@ -17,15 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import tiny  # noqa: E402
 
-VOCAB_SIZE = 262_144
-CENTROIDS, TOP_K = 2048, 32
 BLOCK_VALUES = 1 << 25
-# size -> (layers between full ones, layers, of those sharing, hidden, wide, kv heads, double wide)
-SIZES: dict[str, dict[str, Any]] = {
-    "e2b": {"period": 5, "layers": 35, "shared": 20, "hidden": 1536, "wide": 6144, "kv": 1},
-    "e4b": {"period": 6, "layers": 42, "shared": 18, "hidden": 2560, "wide": 10240, "kv": 2},
-}
-
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -34,21 +27,22 @@ def write_pair(root: Path, size: str, layers: int | None, *, sparse: bool) -> tu
 
     `sparse` files have their length but no content; else values are normal, bf16, sigma 0.02.
     """
-    shape = SIZES[size]
-    n_layers = shape["layers"] if layers is None else layers
-    if n_layers % shape["period"]:
-        raise SystemExit(f"{size}: layers must be a multiple of {shape['period']}")
-    shared = shape["shared"] * n_layers // shape["layers"] // shape["period"] * shape["period"]
-    kinds = [SLIDING] * (shape["period"] - 1) + [FULL]
+    pair = PAIRS[size]
+    shape = pair.target
+    period = shape.layer_types.index(FULL) + 1
+    n_layers = shape.n_layers if layers is None else layers
+    if n_layers % period:
+        raise SystemExit(f"{size}: layers must be a multiple of {period}")
+    shared = shape.kv_shared_layers * n_layers // shape.n_layers // period * period
     text = {
         "model_type": "gemma4_text",
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": shape["hidden"],
-        "intermediate_size": shape["wide"],
+        "vocab_size": VOCABULARY,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": n_layers,
-        "layer_types": kinds * (n_layers // shape["period"]),
+        "layer_types": list(shape.layer_types[:period]) * (n_layers // period),
         "num_attention_heads": 8,
-        "num_key_value_heads": shape["kv"],
+        "num_key_value_heads": shape.kv_heads,
         "head_dim": 256,
         "global_head_dim": 512,
         "sliding_window": 512,
@@ -56,8 +50,8 @@ def write_pair(root: Path, size: str, layers: int | None, *, sparse: bool) -> tu
         "rms_norm_eps": 1e-6,
         "num_kv_shared_layers": shared,
         "hidden_size_per_layer_input": 256,
-        "vocab_size_per_layer_input": VOCAB_SIZE,
-        "use_double_wide_mlp": size == "e2b" and shared > 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "use_double_wide_mlp": shape.double_wide_mlp and shared > 0,
         "final_logit_softcapping": 30.0,
         "rope_parameters": {
             FULL: {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
@@ -72,48 +66,47 @@ def write_pair(root: Path, size: str, layers: int | None, *, sparse: bool) -> tu
     }
     config = {"architectures": ["Gemma4ForCausalLM"], **text}
     _write(base, config, shapes, sparse)
-    kv = {"num_attention_heads": 4}
-    drafter = (
-        text
-        | kv
-        | {
-            "hidden_size": 256,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 4,
-            "layer_types": [SLIDING] * 3 + [FULL],
-            "num_kv_shared_layers": 4,
-            "hidden_size_per_layer_input": 0,
-            "vocab_size_per_layer_input": 0,
-            "use_double_wide_mlp": False,
-            "final_logit_softcapping": None,
-        }
-    )
+    drafter = text | {
+        "hidden_size": pair.drafter.hidden_size,
+        "intermediate_size": pair.drafter.intermediate_size,
+        "num_hidden_layers": pair.drafter.n_layers,
+        "layer_types": list(pair.drafter.layer_types),
+        "num_attention_heads": pair.drafter.heads,
+        "num_kv_shared_layers": pair.drafter.kv_shared_layers,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+        "use_double_wide_mlp": False,
+        "final_logit_softcapping": None,
+    }
     config = {
         "architectures": ["Gemma4AssistantForCausalLM"],
         "model_type": "gemma4_assistant",
-        "backbone_hidden_size": shape["hidden"],
+        "backbone_hidden_size": shape.hidden_size,
         "use_ordered_embeddings": True,
-        "num_centroids": CENTROIDS,
-        "centroid_intermediate_top_k": TOP_K,
+        "num_centroids": pair.centroids,
+        "centroid_intermediate_top_k": pair.top_k,
         "text_config": drafter,
     }
-    _write(heads, config, _drafter_shapes(shape["hidden"]), False)
+    _write(heads, config, _drafter_shapes(pair), False)
     return base, heads
 
 
-def _drafter_shapes(backbone: int) -> Shapes:
-    width = 256
+def _drafter_shapes(pair: PairShape) -> Shapes:
+    drafter, backbone = pair.drafter, pair.target.hidden_size
+    width = drafter.hidden_size
     shapes: Shapes = {
-        "model.embed_tokens.weight": (VOCAB_SIZE, width),
+        "model.embed_tokens.weight": (VOCABULARY, width),
         "model.norm.weight": (width,),
         "pre_projection.weight": (width, 2 * backbone),
         "post_projection.weight": (backbone, width),
-        "masked_embedding.centroids.weight": (CENTROIDS, width),
-        "masked_embedding.token_ordering": (VOCAB_SIZE,),
+        "masked_embedding.centroids.weight": (pair.centroids, width),
+        "masked_embedding.token_ordering": (VOCABULARY,),
     }
-    for layer in range(4):
-        head_dim = 512 if layer == 3 else 256
-        blocks = block_shapes(width, 4 * head_dim, head_dim, 2048)
+    for layer in range(drafter.n_layers):
+        head_dim = drafter.layer_head_dim(layer)
+        blocks = block_shapes(
+            width, drafter.heads * head_dim, head_dim, drafter.feed_forward(layer)
+        )
         shapes |= {item.hf_name: item.shape for item in named(layer, blocks)}
     return shapes
 
@@ -152,7 +145,7 @@ def _write(directory: Path, config: dict[str, Any], shapes: Shapes, sparse: bool
         for entry in header.values():
             begin, end = entry["data_offsets"]
             if entry["dtype"] == "I64":
-                order = np.random.default_rng(1).permutation(VOCAB_SIZE).astype("<i8")
+                order = np.random.default_rng(1).permutation(VOCABULARY).astype("<i8")
                 file.write(order.tobytes())
                 continue
             for at in range(0, end - begin, len(block)):
@@ -172,7 +165,7 @@ def _tokenizer() -> dict[str, Any]:
     model = tokenizer["model"]
     vocab, merges = model["vocab"], model["merges"]
     for left, right in _pairs():
-        if len(vocab) == VOCAB_SIZE:
+        if len(vocab) == VOCABULARY:
             break
         if left + right not in vocab:
             vocab[left + right] = len(vocab)
