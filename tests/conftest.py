@@ -6,6 +6,7 @@ import pytest
 
 import tiny
 from gguf_mtp.api import convert
+from pair_files import Files, take_apart
 
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "gemma4-tiny"
 
@@ -38,6 +39,12 @@ def merged_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def merged_auto(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained pair in one file as `convert` makes it by default."""
     return _merged(tmp_path_factory, "merged-auto", "auto", "auto")
+
+
+@pytest.fixture(scope="session")
+def files(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The trained pair in F32, merged and taken apart again."""
+    return take_apart(merged_f32, tmp_path_factory.mktemp("halves"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ Texts are compared on the `exact` build at F32, whose kernels do not depend on t
 that equality is a claim about the code and not about near-ties.
 """
 
-import dataclasses
 import re
 import struct
 import subprocess
@@ -15,39 +14,14 @@ import pytest
 
 from demo import same_text
 from gguf_mtp import api
-from gguf_mtp.drafters.sources import heads_from_gguf
-from gguf_mtp.model import half_from_gguf
-from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.validate.prompts import Prompt, load_prompts
-from gguf_mtp.writer import write_gguf
 from llama_programs import GREEDY, THREADS, Server, programs, server, speculative_simple
+from pair_files import Files
 
 PROMPTS = load_prompts(["python"])
 N_PREDICT = 64
 USES_HEADS = "drafting with the MTP heads inside"
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """One pair, whole and in halves; `with_tensors` is the drafter with its ordered head as
-    tensors and its rows in token order, as other publishers' files have it."""
-
-    merged: Path
-    base: Path
-    heads: Path
-    with_tensors: Path
-
-
-@pytest.fixture(scope="session")
-def files(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    root = tmp_path_factory.mktemp("halves")
-    base, heads, with_tensors = (root / f"{name}.gguf" for name in ("base", "heads", "tensors"))
-    api.split(merged_f32, base, heads)
-    drafter = heads_from_gguf(read_gguf(heads), half_from_gguf(read_gguf(base))).drafter
-    write_gguf(plan(drafter.half.keys, drafter.half.tensors), with_tensors)
-    assert "masked_embd_ordering" in {tensor.name for tensor in read_gguf(with_tensors).tensors}
-    return Files(merged_f32, base, heads, with_tensors)
 
 
 @pytest.fixture(scope="module")

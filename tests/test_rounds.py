@@ -14,11 +14,6 @@ import numpy as np
 import pytest
 
 from demo import same_text
-from gguf_mtp import api
-from gguf_mtp.drafters.sources import heads_from_gguf
-from gguf_mtp.model import half_from_gguf
-from gguf_mtp.plan import plan
-from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.runtime.bindings import (
     MAX_OUTPUTS,
     Context,
@@ -28,8 +23,8 @@ from gguf_mtp.runtime.bindings import (
 )
 from gguf_mtp.runtime.library import load_library
 from gguf_mtp.validate.prompts import load_prompts
-from gguf_mtp.writer import write_gguf
 from llama_programs import Output, programs, server, speculative_simple
+from pair_files import Files
 
 PROMPTS = [prompt.text for prompt in load_prompts(["python"])][:4]
 STEPS = "--no-spec-draft-one-graph"
@@ -86,19 +81,15 @@ def test_p_min_cuts_where_steps_stop(run: Callable[..., Output], merged_f32: Pat
 
 
 def test_dense_and_unsorted_heads_draft_in_one_graph(
-    run: Callable[..., Output], merged_f32: Path, tmp_path: Path
+    run: Callable[..., Output], files: Files
 ) -> None:
-    base, dense, unsorted = (tmp_path / f"{name}.gguf" for name in ("base", "dense", "unsorted"))
-    api.split(merged_f32, base, dense)
-    drafter = heads_from_gguf(read_gguf(dense), half_from_gguf(read_gguf(base))).drafter
-    write_gguf(plan(drafter.half.keys, drafter.half.tensors), unsorted)
-    merged = run("-m", merged_f32, prompt=PROMPTS[0])
-    for heads in (dense, unsorted):
-        two = ("-m", base, "-md", heads, "--spec-type", "draft-mtp")
+    merged = run("-m", files.merged, prompt=PROMPTS[0])
+    for heads in (files.heads, files.with_tensors):
+        two = ("-m", files.base, "-md", heads, "--spec-type", "draft-mtp")
         at_once, steps = run(*two, prompt=PROMPTS[0]), run(*two, STEPS, prompt=PROMPTS[0])
         assert same_text(at_once.text, steps.text)
         assert same_text(at_once.text, merged.text)
-        if heads == unsorted:
+        if heads == files.with_tensors:
             assert drafts(at_once) == drafts(merged)
 
 

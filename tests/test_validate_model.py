@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from _validate_helpers import REQUIRED, OracleDrafter, library_under_test, require_patches
-from gguf_mtp.api import convert, split
+from gguf_mtp.api import convert
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import PairingError, RuntimeUnavailable
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions, Row
@@ -49,6 +49,7 @@ from gguf_mtp.validate.tiers import (
     replay,
 )
 from mutants import AcceptsOneTooMany, ForgetsRollback, RollsBackOneTooFew
+from pair_files import Files
 
 FIXTURE = Path(__file__).parent / "fixtures" / "gemma4-tiny"
 N_MAX = 3
@@ -60,27 +61,9 @@ PROMPTS = load_prompts(["python"])[1:4]
 TEXTS = [prompt.text for prompt in PROMPTS]
 
 
-@dataclass(frozen=True)
-class Files:
-    """The tiny pair as one file and as two."""
-
-    base: Path
-    heads: Path
-    merged: Path
-
-
 @pytest.fixture(scope="module")
 def library() -> Library:
     return library_under_test()
-
-
-@pytest.fixture(scope="module")
-def files(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The trained pair in F32, merged and taken apart again."""
-    out = tmp_path_factory.mktemp("pair")
-    made = Files(out / "base.gguf", out / "heads.gguf", merged_f32)
-    split(made.merged, made.base, made.heads)
-    return made
 
 
 @pytest.fixture(scope="module")
