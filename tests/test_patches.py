@@ -9,7 +9,7 @@ import pytest
 
 import rebase_patches
 from llamacpp import rebase, series
-from llamacpp.pin import PATCHES, SDIST_TREE, SetupError
+from llamacpp.pin import PATCHES, PINNED, SECOND, SetupError, Source
 from llamacpp.source import fetch_sdist
 
 DEP3_FIELDS = (
@@ -22,13 +22,27 @@ DEP3_FIELDS = (
 )
 
 
+EVERY_PATCH = [
+    *series.series(),
+    *(path for version in series.versions() for path in PATCHES.glob(f"{version}/*.patch")),
+]
+
+
+def upstream_files(source: Source, root: Path) -> Path:
+    """The upstream files that the series touches, as a source package has them."""
+    wanted = [f"{source.tree}/{path}" for path in series.touched()]
+    subprocess.run(["tar", "xzf", str(fetch_sdist(source)), "-C", str(root), *wanted], check=True)
+    return root / source.tree
+
+
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The upstream files that the series touches, as the pinned source package has them."""
-    root = tmp_path_factory.mktemp("pristine")
-    wanted = [f"{SDIST_TREE}/{path}" for path in series.touched()]
-    subprocess.run(["tar", "xzf", str(fetch_sdist()), "-C", str(root), *wanted], check=True)
-    return root / SDIST_TREE
+    return upstream_files(PINNED, tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture
+def second_tree(tmp_path: Path) -> Path:
+    return upstream_files(SECOND, tmp_path)
 
 
 @pytest.fixture
@@ -55,14 +69,22 @@ def test_every_patch_is_listed_once_and_every_listed_one_exists() -> None:
     assert len(listed) == len(set(listed))
 
 
-@pytest.mark.parametrize("patch", series.series(), ids=lambda p: p.name)
+def test_a_version_only_replaces_patches_of_the_series() -> None:
+    listed = {path.name for path in series.series()}
+    for version in series.versions():
+        own = {path.name for path in PATCHES.glob(f"{version}/*.patch")}
+        assert own <= listed
+        assert {p.name for p in series.series(version=version) if p.parent.name == version} == own
+
+
+@pytest.mark.parametrize("patch", EVERY_PATCH, ids=lambda p: str(p.relative_to(PATCHES)))
 def test_a_patch_says_what_it_does_and_when_it_can_go(patch: Path) -> None:
     header = patch.read_text().split("\n---\n", 1)[0]
     for field in DEP3_FIELDS:
         assert re.search(rf"^{field}: \S", header, re.MULTILINE), f"{patch.name}: no {field}"
 
 
-@pytest.mark.parametrize("patch", series.series(), ids=lambda p: p.name)
+@pytest.mark.parametrize("patch", EVERY_PATCH, ids=lambda p: str(p.relative_to(PATCHES)))
 def test_hunks_are_call_sites_only(patch: Path) -> None:
     lines = patch.read_text().splitlines()
     added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
@@ -80,6 +102,16 @@ def test_applies_and_then_again_without_change(tree: Path) -> None:
     assert series.apply(tree) == series.ALREADY
     assert contents(tree) == patched
     assert {path: (tree / path).stat().st_mtime_ns for path in patched} == stamps
+
+
+def test_applies_to_the_second_version_too(second_tree: Path) -> None:
+    assert rebase_patches.main([str(second_tree)]) == 0
+    assert series.apply(second_tree) == series.APPLIED
+    patched = contents(second_tree)
+    assert series.apply(second_tree) == series.ALREADY
+    assert contents(second_tree) == patched
+    server = (second_tree / "tools/server/server-context.cpp").read_text()
+    assert "common_speculative_sample_and_accept_n(spec.get(), slot.id" in server
 
 
 def test_a_changed_overlay_file_is_put_right(tree: Path) -> None:
@@ -173,7 +205,7 @@ def test_changed_context_is_rewritten(
 ) -> None:
     path = tree / "src/llama-arch.h"
     text = path.read_text()
-    path.write_text(text.replace("    LLM_TENSOR_NEXTN_SHARED_HEAD_NORM,\n", "    LLM_OTHER,\n"))
+    path.write_text(text.replace("    LLM_TENSOR_MASKED_EMBD_CENTROIDS,\n", "    LLM_OTHER,\n"))
     assert path.read_text() != text
     with pytest.raises(SetupError, match=r"does not apply"):
         series.apply(tree)
@@ -185,7 +217,7 @@ def test_changed_context_is_rewritten(
     assert series.apply(tree, tmp_path / "new") == series.APPLIED
     patched = path.read_text()
     assert patched.replace("    LLM_TENSOR_MASKED_EMBD_ROWS,\n", "") == text.replace(
-        "    LLM_TENSOR_NEXTN_SHARED_HEAD_NORM,\n", "    LLM_OTHER,\n"
+        "    LLM_TENSOR_MASKED_EMBD_CENTROIDS,\n", "    LLM_OTHER,\n"
     )
 
 

@@ -44,7 +44,7 @@ SECOND = Source(
 )
 
 PACKAGE, PACKAGE_VERSION = PINNED.package, PINNED.version
-SDIST, SDIST_SHA256, SDIST_TREE = PINNED.file, PINNED.sha256, PINNED.tree
+SDIST, SDIST_SHA256 = PINNED.file, PINNED.sha256
 COMMIT = PINNED.commit
 
 REPO = Path(__file__).resolve().parents[2]

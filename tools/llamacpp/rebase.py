@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from llamacpp.pin import SetupError
-from llamacpp.series import series
+from llamacpp.series import series, versions
 
 APPLIES, OFFSET, MOVED, FAILS = "applies", "applies with offset", "context moved", "fails"
 # Lines of context that must agree where the rest has changed, and those a rewritten hunk gets.
@@ -56,10 +56,19 @@ _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@(.*)$")
 def rebase_series(tree: Path, patches: Path) -> list[PatchResult]:
     """Try every patch in order on copies of `tree`'s files; the tree is not changed.
 
-    Raises SetupError for a patch that cannot be read.
+    Of the series for the pinned version and for others, the one that fits `tree` best. Raises
+    SetupError for a patch that cannot be read.
     """
-    content: dict[str, list[str] | None] = {}
-    return [_rebase(path, tree, content) for path in series(patches)]
+    results = []
+    for version in (None, *versions(patches)):
+        content: dict[str, list[str] | None] = {}
+        results.append([_rebase(path, tree, content) for path in series(patches, version)])
+    return min(results, key=_unfit)
+
+
+def _unfit(results: list[PatchResult]) -> tuple[int, int]:
+    states = [hunk.state for result in results for hunk in result.hunks]
+    return states.count(FAILS), states.count(MOVED)
 
 
 def _rebase(patch: Path, tree: Path, content: dict[str, list[str] | None]) -> PatchResult:

@@ -1,7 +1,8 @@
 """Apply `patches/` to a llama.cpp tree: no fuzz, all or nothing, harmless when repeated.
 
 The hunks of the series are only call sites. The logic lives in whole files under `patches/files/`,
-which are copied in beside them.
+which are copied in beside them. A folder named for another version (`patches/b11434/`) holds those
+patches that have to look different there, under the same names.
 """
 
 import hashlib
@@ -18,10 +19,19 @@ APPLIED = "applied"
 ALREADY = "already applied"
 
 
-def series(patches: Path = PATCHES) -> list[Path]:
-    """The patch files in the order that `series` lists them."""
+def series(patches: Path = PATCHES, version: str | None = None) -> list[Path]:
+    """The patch files in the order that `series` lists them; `version` may replace some."""
     lines = (patches / "series").read_text().splitlines()
-    return [patches / line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if version is None:
+        return [patches / name for name in names]
+    own = patches / version
+    return [own / name if (own / name).exists() else patches / name for name in names]
+
+
+def versions(patches: Path = PATCHES) -> list[str]:
+    """Versions of llama.cpp, beside the pinned one, that have patches of their own."""
+    return sorted({path.parent.name for path in patches.glob("*/*.patch")})
 
 
 def overlay(patches: Path = PATCHES) -> list[Path]:
@@ -32,8 +42,12 @@ def overlay(patches: Path = PATCHES) -> list[Path]:
 
 def touched(patches: Path = PATCHES) -> list[Path]:
     """Paths, relative to the tree, of the upstream files that the hunks change."""
+    return _touched(series(patches))
+
+
+def _touched(order: list[Path]) -> list[Path]:
     found: dict[Path, None] = {}
-    for patch in series(patches):
+    for patch in order:
         for match in re.finditer(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE):
             found[Path(match.group(1))] = None
     return list(found)
@@ -91,13 +105,22 @@ def apply(tree: Path, patches: Path = PATCHES) -> str:
 
 
 def _result(tree: Path, patches: Path, *, reverse: bool) -> tuple[dict[Path, bytes] | None, str]:
-    """The touched files after the series, tried on copies; or None and why it does not fit."""
+    """The touched files after a version's series; or None and why the pinned one does not fit."""
+    content, failure = _tried(tree, series(patches), reverse=reverse)
+    for version in versions(patches):
+        if content is None:
+            content, _ = _tried(tree, series(patches, version), reverse=reverse)
+    return content, failure
+
+
+def _tried(tree: Path, order: list[Path], *, reverse: bool) -> tuple[dict[Path, bytes] | None, str]:
+    """The touched files after the patches, tried on copies; or None and why they do not fit."""
+    files = _touched(order)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        for path in touched(patches):
+        for path in files:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(tree / path, root / path)
-        order = series(patches)
         for patch in reversed(order) if reverse else order:
             # The ceiling keeps git from taking the scratch folder for a part of a repository above.
             result = subprocess.run(
@@ -110,7 +133,7 @@ def _result(tree: Path, patches: Path, *, reverse: bool) -> tuple[dict[Path, byt
             if result.returncode != 0:
                 lines = result.stderr.strip().splitlines() or ["git apply failed"]
                 return None, f"{patch.name} does not apply ({lines[0].removeprefix('error: ')})"
-        return {path: (root / path).read_bytes() for path in touched(patches)}, ""
+        return {path: (root / path).read_bytes() for path in files}, ""
 
 
 def _refuse_dirty(tree: Path, patches: Path, allowed: set[Path]) -> None:

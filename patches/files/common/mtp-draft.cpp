@@ -9,11 +9,6 @@
 #include <algorithm>
 #include <cstring>
 
-float common_mtp_temp(const common_params_sampling & sampling) {
-    // the probabilities that a constrained sampler shows are not those that it draws from
-    return common_grammar_value(sampling.grammar).empty() ? std::max(0.0f, sampling.temp) : 0.0f;
-}
-
 std::unique_ptr<common_mtp_drafter> common_mtp_drafter::create(const common_params_speculative_draft & params, uint32_t n_seq) {
     // the position stays the same through a draft where the drafter reads the target's memory: only then is a chain right
     const bool possible = params.mtp.one_graph && llama_get_ctx_other(params.ctx_dft) == params.ctx_tgt &&
@@ -26,7 +21,7 @@ common_mtp_drafter::common_mtp_drafter(const common_params_speculative_draft & p
         params(params),
         depth(params.mtp.auto_depth ? new common_mtp_depth(n_seq, params.n_max) : nullptr),
         batch(params.ctx_dft),
-        sampled(n_seq) {
+        sequences(n_seq) {
 }
 
 std::vector<std::vector<common_mtp_drafted>> common_mtp_decode(llama_context * ctx_dft, common_batch & batch, int32_t n_steps) {
@@ -53,6 +48,16 @@ std::vector<std::vector<common_mtp_drafted>> common_mtp_decode(llama_context * c
     return result;
 }
 
+void common_mtp_drafter::set_sampling(llama_seq_id seq_id, const common_params_sampling & sampling, uint32_t seed) {
+    // the probabilities that a constrained sampler shows are not those that it draws from
+    const bool possible = params.mtp.rejection && common_grammar_value(sampling.grammar).empty();
+
+    auto & sequence = sequences[seq_id];
+    sequence.temp = possible ? std::max(0.0f, sampling.temp) : 0.0f;
+    sequence.rng.seed(seed + 1);
+    llama_mtp_set_draft_sampling(params.ctx_dft, seq_id, sequence.temp, seed);
+}
+
 void common_mtp_drafter::draft(std::vector<common_speculative_draft_params> & dparams, const std::vector<std::vector<float>> & hidden) {
     std::vector<llama_seq_id> seqs;
     std::vector<int32_t>      n_draft;
@@ -61,7 +66,7 @@ void common_mtp_drafter::draft(std::vector<common_speculative_draft_params> & dp
         if (dparams[i].drafting) {
             seqs.push_back(i);
             n_draft.push_back(dparams[i].n_max >= 0 ? std::min(dparams[i].n_max, params.n_max) : params.n_max);
-            sampled[i].clear();
+            sequences[i].sampled.clear();
         }
     }
     if (depth) {
@@ -78,14 +83,6 @@ void common_mtp_drafter::draft(std::vector<common_speculative_draft_params> & dp
         batch.clear();
         for (const auto seq_id : seqs) {
             const auto & dp = dparams[seq_id];
-
-            const bool sampling = params.mtp.rejection && dp.temp > 0.0f;
-            llama_mtp_set_draft_temp(params.ctx_dft, seq_id, sampling ? dp.temp : 0.0f);
-            if (sampling && !seeded) {
-                llama_mtp_set_draft_seed(params.ctx_dft, dp.seed);
-                rng.seed(dp.seed + 1);
-                seeded = true;
-            }
 
             const int32_t idx = batch.add(dp.id_last, dp.pos0, seq_id, true);
             batch.set_embd(idx, { hidden[seq_id].data(), 1, hidden[seq_id].size() });
@@ -104,8 +101,8 @@ void common_mtp_drafter::draft(std::vector<common_speculative_draft_params> & dp
                 confidence[i].push_back(top);
                 dp.result->push_back(drafted.token);
             }
-            if (params.mtp.rejection && dp.temp > 0.0f) {
-                sampled[seqs[i]] = std::move(drafts[i]);
+            if (sequences[seqs[i]].temp > 0.0f) {
+                sequences[seqs[i]].sampled = std::move(drafts[i]);
             }
         }
     }
@@ -157,7 +154,8 @@ static bool draws_from_candidates(common_sampler * smpl) {
 
 std::vector<llama_token> common_mtp_drafter::sample_and_accept(llama_seq_id seq_id, common_sampler * smpl, llama_context * ctx,
         const std::vector<int> & idxs, const llama_tokens & draft) {
-    const auto & q = sampled[seq_id];
+    const auto & q   = sequences[seq_id].sampled;
+    auto       & rng = sequences[seq_id].rng;
     if (q.size() < draft.size() || !draws_from_candidates(smpl)) {
         return common_sampler_sample_and_accept_n(smpl, ctx, idxs, draft);
     }

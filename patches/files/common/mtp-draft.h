@@ -30,6 +30,9 @@ public:
     // Every sequence of ctx_dft must have a backend sampler, see llama_mtp_set_draft.
     static std::unique_ptr<common_mtp_drafter> create(const common_params_speculative_draft & params, uint32_t n_seq);
 
+    // how the target samples the sequence from now on
+    void set_sampling(llama_seq_id seq_id, const common_params_sampling & params, uint32_t seed);
+
     // for each sequence that is drafting, fill in the draft
     // hidden: the target's hidden row that goes with the last token of a sequence
     void draft(std::vector<common_speculative_draft_params> & dparams, const std::vector<std::vector<float>> & hidden);
@@ -54,8 +57,11 @@ private:
 
     common_batch batch;
 
-    std::vector<std::vector<common_mtp_drafted>> sampled; // [seq][position]; empty where the draft was not sampled
+    struct sequence {
+        float        temp = 0.0f; // above 0: drafts are sampled, and judged by rejection sampling
+        std::mt19937 rng;         // for judging
 
-    std::mt19937 rng;
-    bool         seeded = false;
+        std::vector<common_mtp_drafted> sampled; // the last draft, where it was sampled
+    };
+    std::vector<sequence> sequences;
 };

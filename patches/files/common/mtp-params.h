@@ -4,8 +4,6 @@
 
 #include <string>
 
-struct common_params_sampling;
-
 struct common_mtp_params {
     bool one_graph  = true;  // all steps of a draft in one compute graph
     bool auto_depth = true;  // draft and verify 0 to n_max tokens, as measured acceptance and costs suggest; else n_max
@@ -13,6 +11,3 @@ struct common_mtp_params {
 
     std::string stats_path; // where programs that print statistics put them as JSON
 };
-
-// the temperature to sample drafts at for a target that samples like this; 0: take the most probable tokens
-float common_mtp_temp(const common_params_sampling & sampling);

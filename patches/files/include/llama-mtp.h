@@ -36,8 +36,7 @@ extern "C" {
 
     // Above 0, tokens of the sequence are drafted by sampling from its candidates at this temperature, instead of
     // taking the most probable. The probabilities delivered are then at this temperature as well.
-    LLAMA_API void llama_mtp_set_draft_temp(struct llama_context * ctx, llama_seq_id seq_id, float temp);
-    LLAMA_API void llama_mtp_set_draft_seed(struct llama_context * ctx, uint32_t seed);
+    LLAMA_API void llama_mtp_set_draft_sampling(struct llama_context * ctx, llama_seq_id seq_id, float temp, uint32_t seed);
 
 #ifdef __cplusplus
 }

@@ -25,9 +25,11 @@ struct llama_mtp_draft {
     // room for the steps beyond the graph of one, by upstream's rule for a graph
     uint32_t n_nodes(uint32_t n_tensors) const { return 8u*n_tensors*n_steps_max; }
 
-    std::map<llama_seq_id, float> temps; // sequences that sample their drafts; all others take the most probable token
-
-    std::mt19937 rng;
+    struct sampling {
+        float        temp;
+        std::mt19937 rng;
+    };
+    std::map<llama_seq_id, sampling> samplings; // of sequences that sample; all others take the most probable token
 };
 
 // builds the chain of steps; the graph of one step is the model's own

@@ -29,14 +29,15 @@ public:
         std::uniform_real_distribution<double> uniform(std::numeric_limits<double>::min(), 1.0);
 
         for (int64_t i = 0; i < n_outputs; ++i) {
-            const auto it = draft->temps.find(ubatch->seq_id[i][0]);
-            if (it == draft->temps.end()) {
+            const auto it = draft->samplings.find(ubatch->seq_id[i][0]);
+            if (it == draft->samplings.end()) {
                 continue;
             }
-            t[i] = 1.0f/it->second;
+            auto & sampling = it->second;
+            t[i] = 1.0f/sampling.temp;
             for (int64_t s = 0; s < n_steps; ++s) {
                 float * row = g.data() + (s*n_outputs + i)*n_top;
-                std::generate(row, row + n_top, [&]() { return -std::log(-std::log(uniform(draft->rng))); });
+                std::generate(row, row + n_top, [&]() { return -std::log(-std::log(uniform(sampling.rng))); });
             }
         }
 
@@ -177,15 +178,11 @@ bool llama_mtp_set_draft(llama_context * ctx, int32_t n_steps) {
     return true;
 }
 
-void llama_mtp_set_draft_temp(llama_context * ctx, llama_seq_id seq_id, float temp) {
-    auto & temps = ctx->get_cparams().mtp_draft->temps;
+void llama_mtp_set_draft_sampling(llama_context * ctx, llama_seq_id seq_id, float temp, uint32_t seed) {
+    auto & samplings = ctx->get_cparams().mtp_draft->samplings;
     if (temp > 0.0f) {
-        temps[seq_id] = temp;
+        samplings[seq_id] = { temp, std::mt19937(seed) };
     } else {
-        temps.erase(seq_id);
+        samplings.erase(seq_id);
     }
-}
-
-void llama_mtp_set_draft_seed(llama_context * ctx, uint32_t seed) {
-    ctx->get_cparams().mtp_draft->rng.seed(seed);
 }
