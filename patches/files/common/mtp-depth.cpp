@@ -8,15 +8,19 @@
 namespace {
 
 const int    N_BINS         = 10;
-const double ACCEPT_PRIOR   = 0.7;   // before anything was seen
-const double ACCEPT_WEIGHT  = 4;     // tokens that the prior counts for
-const double ACCEPT_HORIZON = 50;
-const double ACCEPT_FADE    = 0.005; // share of what is known of a position that a round without it takes away
-const double COST_HORIZON   = 8;
-const double COST_OUTLIER   = 3;     // a round slower than this many usual ones counts as this many
-const double COST_CURIOSITY = 0.95;  // taken for cheaper by this until measured twice, and when long not measured
-const int    COST_STALE     = 256;   // rounds
-const double COST_PRIOR     = 0.1;   // what a further token adds to the cost of one, before it was measured
+const double ACCEPT_PRIOR   = 0.7;  // before anything was seen
+const double ACCEPT_WEIGHT  = 4;    // tokens that what is expected counts for, beside those that were seen
+const double ACCEPT_HORIZON = 100;
+const double ACCEPT_FADE    = 0.01; // share of what is known of a position that a round without it takes away
+const double ACCEPT_CARRIED = 0.25; // share of what is known of a sequence that counts for its next text
+const double COST_HORIZON   = 16;
+const double COST_OUTLIER   = 3;    // a round slower than this many usual ones counts as this many
+const double COST_CURIOSITY = 0.98; // taken for cheaper by this until measured twice, and when long not measured
+const int    COST_STALE     = 256;  // rounds
+const double COST_PRIOR     = 0.06; // what a further token adds to the cost of one, before it was measured
+const int    COST_PLAIN     = 2;    // rounds without drafts that come first: what drafting has to beat
+const int    COST_PATIENCE  = 4;    // of them, how many may go unmeasured because other tokens share the batch
+const int    COST_STRIDE    = 2;    // a batch is at most so many times as wide as the widest that was measured
 
 int bin(float confidence) {
     return std::min(N_BINS - 1, std::max(0, (int) (confidence*N_BINS)));
@@ -32,10 +36,19 @@ void common_mtp_depth::mean::add(double sample, double horizon) {
 common_mtp_depth::common_mtp_depth(uint32_t n_seq, int32_t n_max) :
         n_max(n_max),
         costs(n_seq*(n_max + 1) + 1),
-        by_position(n_seq, std::vector<mean>(n_max, mean { ACCEPT_PRIOR, ACCEPT_WEIGHT })),
+        n_plain(n_seq + 1),
+        by_position(n_seq, std::vector<mean>(n_max)),
+        by_position_all(n_max),
         by_confidence(N_BINS),
         verifying(n_seq),
         chosen(n_max + 1, 0) {
+}
+
+void common_mtp_depth::begin(llama_seq_id seq_id) {
+    for (auto & known : by_position[seq_id]) {
+        known.weight *= ACCEPT_CARRIED;
+    }
+    width_planned = 0;
 }
 
 void common_mtp_depth::next_round() {
@@ -82,18 +95,39 @@ double common_mtp_depth::estimate_us(int32_t width) const {
     return lower > 0 || has_upper ? costs[known].value*prior(width)/prior(known) : prior(width);
 }
 
+double common_mtp_depth::mean::or_expected(double expected) const {
+    return (weight*value + ACCEPT_WEIGHT*expected)/(weight + ACCEPT_WEIGHT);
+}
+
+// a sequence's position is expected to be like that of the others, and a position like the one before
 double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position) const {
-    return by_position[seq_id][position].value;
+    double expected = ACCEPT_PRIOR;
+    for (size_t k = 0; k <= position; ++k) {
+        expected = by_position_all[k].or_expected(expected);
+    }
+    return by_position[seq_id][position].or_expected(expected);
 }
 
 double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position, float confidence) const {
-    const auto & known = by_confidence[bin(confidence)];
-    return (known.weight*known.value + ACCEPT_WEIGHT*acceptance(seq_id, position))/(known.weight + ACCEPT_WEIGHT);
+    return by_confidence[bin(confidence)].or_expected(acceptance(seq_id, position));
 }
 
-std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most) const {
+std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most) {
     std::vector<int32_t> n_draft(seqs.size(), 0);
     std::vector<double>  survival(seqs.size(), 1.0); // probability that a sequence's draft stands as far as it goes
+
+    const auto & plain = costs[seqs.size()];
+    if (plain.weight < COST_PLAIN && n_plain[seqs.size()] < COST_PLAIN + COST_PATIENCE) {
+        n_plain[seqs.size()]++;
+        return n_draft;
+    }
+
+    int32_t widest = seqs.size();
+    for (size_t i = 0; i < costs.size(); ++i) {
+        if (costs[i].weight > 0) {
+            widest = std::max<int32_t>(widest, i);
+        }
+    }
 
     std::vector<int32_t> best = n_draft;
     double  best_value = 0.0;
@@ -120,7 +154,7 @@ std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & se
                 }
             }
         }
-        if (next < 0) {
+        if (next < 0 || width >= COST_STRIDE*widest) {
             return best;
         }
         survival[next] = stands;
@@ -187,8 +221,11 @@ std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seq
         // what is not verified is not measured either, and may have changed
         auto & positions = by_position[seqs[i]];
         for (int32_t k = n_keep[i]; k < n_max; ++k) {
-            positions[k].value += ACCEPT_FADE*(ACCEPT_PRIOR - positions[k].value);
+            positions[k].weight *= 1.0 - ACCEPT_FADE;
         }
+    }
+    for (auto & known : by_position_all) {
+        known.weight *= 1.0 - ACCEPT_FADE;
     }
     for (auto & known : by_confidence) {
         known.weight *= 1.0 - ACCEPT_FADE;
@@ -208,6 +245,7 @@ void common_mtp_depth::accepted(llama_seq_id seq_id, int32_t n_accepted) {
     for (int32_t k = 0; k < n && k <= n_accepted; ++k) {
         const double stood = k < n_accepted ? 1.0 : 0.0;
         positions[k].add(stood, ACCEPT_HORIZON);
+        by_position_all[k].add(stood, ACCEPT_HORIZON);
         by_confidence[bin(tokens[k])].add(stood, ACCEPT_HORIZON);
     }
     tokens.clear();

@@ -17,14 +17,14 @@ public:
     // a round starts and ends with this: the cost of a round is the time from its drafts to here
     void next_round();
 
-    // a sequence starts anew: the time until the next round is no round's cost
-    void interrupt() { width_planned = 0; }
+    // a sequence starts a new text: the time until the next round is no round's cost
+    void begin(llama_seq_id seq_id);
 
     // the target has processed a batch
     void processed(int32_t n_tokens) { width_seen += n_tokens; }
 
     // how many tokens to draft for each of `seqs`, which may have up to `n_most` each
-    std::vector<int32_t> plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most) const;
+    std::vector<int32_t> plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most);
 
     // How many tokens of each draft to verify, given the probability of the drafter's favourite at each position.
     // Decided from the front: whether a token is kept does not depend on that token nor on later ones, without which
@@ -45,6 +45,9 @@ private:
 
         // `horizon`: the number of samples after which one is as good as forgotten
         void add(double sample, double horizon);
+
+        // the mean, with what is expected counted in as a few samples
+        double or_expected(double expected) const;
     };
 
     struct measured : mean {
@@ -53,11 +56,13 @@ private:
 
     const int32_t n_max;
 
-    std::vector<measured> costs; // [width]
+    std::vector<measured> costs;   // [width]
+    std::vector<int32_t>  n_plain; // [number of sequences], rounds planned without drafts to measure their cost
     mean                  step;  // a position of a draft
 
-    std::vector<std::vector<mean>> by_position;   // [seq][position]: acceptance, given that all before stood
-    std::vector<mean>              by_confidence; // the same, by the drafter's probability of its favourite
+    std::vector<std::vector<mean>> by_position;     // [seq][position]: acceptance, given that all before stood
+    std::vector<mean>              by_position_all; // the same, over all sequences
+    std::vector<mean>              by_confidence;   // the same, by the drafter's probability of its favourite
 
     std::vector<std::vector<float>> verifying; // [seq], confidence of each token that is being verified
 

@@ -39,7 +39,7 @@ public:
 
     void print_stats() const;
 
-    void interrupt() { if (depth) { depth->interrupt(); } }
+    void begin(llama_seq_id seq_id) { if (depth) { depth->begin(seq_id); } }
     void processed(int32_t n_tokens) { if (depth) { depth->processed(n_tokens); } }
     void accepted(llama_seq_id seq_id, int32_t n_accepted) { if (depth) { depth->accepted(seq_id, n_accepted); } }
 

@@ -1,0 +1,100 @@
+"""The depth controller on a simulated clock: never worse than no MTP, near the best fixed depth.
+
+`depth/simulation.cpp` runs `common/mtp-depth.cpp` itself, without llama.cpp around it, on cost curves
+that were measured or that stand for a kind of machine.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from llamacpp.pin import PATCHES
+
+HERE = Path(__file__).parent / "depth"
+CONTROLLER = PATCHES / "files" / "common"
+AUTO = -1
+SEEDS = range(4)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Milliseconds a round by width (the last two go on), a draft step, a change of width."""
+
+    rounds: tuple[float, ...]
+    draft: float
+    switch: float
+
+
+CURVES = {
+    # E2B's shape on two cores with AMX, with and without 0007, and without AMX: docs/speed.md
+    "flat at first": Curve((123, 126, 142, 162, 211, 225, 254, 267, 279), 1.4, 3),
+    "doubles at two": Curve((107, 216, 232, 244, 274, 291, 313, 320), 1.4, 3),
+    "not monotonic": Curve((121, 196, 252, 197, 292, 338, 363, 363, 388), 1.4, 3),
+    "compute bound": Curve((0.6, 1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.2), 0.12, 0.15),
+    "memory bound": Curve((20, 20, 20, 20, 20, 20, 20, 20, 20.5, 21), 0.8, 0.3),
+    "mixture of experts": Curve((50, 85, 115, 140, 160, 178, 195, 210, 222), 1.0, 2),
+}
+
+Rate = Callable[..., float]
+
+
+@pytest.fixture(scope="module")
+def rate(tmp_path_factory: pytest.TempPathFactory) -> Rate:
+    """Tokens a second, the mean over seeds."""
+    program = tmp_path_factory.mktemp("depth") / "simulation"
+    sources = [str(HERE / "simulation.cpp"), str(CONTROLLER / "mtp-depth.cpp")]
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    include = [f"-I{HERE}", f"-I{CONTROLLER}"]
+    command = [*compiler, "-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", *include, *sources]
+    subprocess.run([*command, "-o", str(program)], check=True)
+
+    def run(curve: Curve, depth: int, n_seq: int, n_tokens: int, *chances: float) -> float:
+        rates = []
+        for seed in SEEDS:
+            numbers = (seed, depth, n_seq, n_tokens, curve.draft, curve.switch)
+            lists = (",".join(map(str, values)) for values in (chances, curve.rounds))
+            result = subprocess.run(
+                [str(program), *map(str, numbers), *lists], capture_output=True, check=True
+            )
+            rates.append(json.loads(result.stdout)["rate"])
+        return mean(rates)
+
+    return run
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.667, 0.9])
+@pytest.mark.parametrize("n_seq", [1, 4])
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+def test_no_worse_than_plain_and_near_the_best_depth(
+    rate: Rate, curve: Curve, n_seq: int, chance: float
+) -> None:
+    fixed = [rate(curve, depth, n_seq, 512, chance) for depth in range(6)]
+    auto = rate(curve, AUTO, n_seq, 512, chance)
+    assert auto > 0.97 * fixed[0]
+    assert auto > 0.90 * max(fixed)
+
+
+@pytest.mark.parametrize("n_seq", [1, 4])
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+def test_finding_out_costs_little(rate: Rate, curve: Curve, n_seq: int) -> None:
+    """The first 64 tokens of a fresh server, where nothing is known yet."""
+    assert rate(curve, AUTO, n_seq, 64, 0.667) > 0.93 * rate(curve, 0, n_seq, 64, 0.667)
+
+
+@pytest.mark.parametrize("chances", [(0.1, 0.9), (0.9, 0.1)], ids=["rises", "falls"])
+def test_follows_a_text_that_changes(rate: Rate, chances: tuple[float, float]) -> None:
+    curve = CURVES["mixture of experts"]
+    plain = rate(curve, 0, 1, 4096, *chances)
+    # Of the half that is easy to draft, a fixed depth makes the most, and plain decoding of the other.
+    halves = [max(rate(curve, depth, 1, 2048, chance) for depth in range(6)) for chance in chances]
+    best = 2 / sum(1 / half for half in halves)
+    auto = rate(curve, AUTO, 1, 4096, *chances)
+    assert auto > plain
+    assert auto > 0.93 * best
