@@ -1,7 +1,7 @@
 """The depth controller on a simulated clock: never worse than no MTP, near the best fixed depth.
 
-`depth/simulation.cpp` runs `common/mtp-depth.cpp` itself, without llama.cpp around it, on cost curves
-that were measured or that stand for a kind of machine.
+`depth/simulation.cpp` runs `common/mtp-depth.cpp` itself, without llama.cpp around it, on cost
+curves that were measured or that stand for a kind of machine.
 """
 
 import json
@@ -56,14 +56,14 @@ def rate(tmp_path_factory: pytest.TempPathFactory) -> Rate:
     subprocess.run([*command, "-o", str(program)], check=True)
 
     def run(curve: Curve, depth: int, n_seq: int, n_tokens: int, *chances: float) -> float:
-        rates = []
+        rates: list[float] = []
         for seed in SEEDS:
             numbers = (seed, depth, n_seq, n_tokens, curve.draft, curve.switch)
             lists = (",".join(map(str, values)) for values in (chances, curve.rounds))
             result = subprocess.run(
                 [str(program), *map(str, numbers), *lists], capture_output=True, check=True
             )
-            rates.append(json.loads(result.stdout)["rate"])
+            rates.append(float(json.loads(result.stdout)["rate"]))
         return mean(rates)
 
     return run
@@ -92,7 +92,7 @@ def test_finding_out_costs_little(rate: Rate, curve: Curve, n_seq: int) -> None:
 def test_follows_a_text_that_changes(rate: Rate, chances: tuple[float, float]) -> None:
     curve = CURVES["mixture of experts"]
     plain = rate(curve, 0, 1, 4096, *chances)
-    # Of the half that is easy to draft, a fixed depth makes the most, and plain decoding of the other.
+    # What is to be had: the best fixed depth in each half.
     halves = [max(rate(curve, depth, 1, 2048, chance) for depth in range(6)) for chance in chances]
     best = 2 / sum(1 / half for half in halves)
     auto = rate(curve, AUTO, 1, 4096, *chances)
