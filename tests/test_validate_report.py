@@ -49,7 +49,7 @@ def report(*verdicts: Verdict, **changes: Any) -> Report:
         files=(FileFacts("merged", "m.gguf", 1234, "ab" * 32),),
         settings=SETTINGS,
         verdicts=verdicts,
-        invariance=Invariance(3, Proportion(13, 14), 0.02),
+        invariance=Invariance(3, Proportion(13, 14), 0.02, (0.02, 0.0)),
         acceptance=ACCEPTANCE,
         novel=Acceptance(0, (Proportion(0, 0), Proportion(0, 0)), 0, 0.0, 0.0),
         min_acceptance=None,
@@ -106,6 +106,9 @@ def test_json_layout() -> None:
                         "found": 9,
                         "margin": 0.001,
                         "what": "token differs",
+                        "noise": None,
+                        "expected_text": None,
+                        "found_text": None,
                     }
                 ],
                 "note": "how",
@@ -116,6 +119,7 @@ def test_json_layout() -> None:
             "rows": share(13, 14),
             "holds": False,
             "noise": 0.02,
+            "noise_by_prompt": [0.02, 0.0],
         },
         "acceptance": {
             "rounds": 10,
@@ -143,10 +147,16 @@ def test_json_layout() -> None:
             "ratio": pytest.approx(2.0),
         },
         "prompts": [
-            {"id": "p1", "source": "s", "prompt_tokens": 3, "output_tokens": 8, "rounds": 5},
-            {"id": "p2", "source": "s", "prompt_tokens": 4, "output_tokens": 8, "rounds": 5},
+            {"id": "p1", "source": "s", "prompt_set": "", **sizes(3)},
+            {"id": "p2", "source": "s", "prompt_set": "", **sizes(4)},
         ],
+        "distribution": None,
+        "reference": None,
     }
+
+
+def sizes(prompt: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "output_tokens": 8, "rounds": 5}
 
 
 def share(hits: int, total: int) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
 from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
-from gguf_mtp.runtime.library import load_library
+from gguf_mtp.runtime.library import ENV_LIBRARY, load_library
 from gguf_mtp.runtime.pair import open_pair
+from gguf_mtp.runtime.sampling import RULES
 from gguf_mtp.validate.prompts import load_prompts
+from gguf_mtp.validate.saved import ReportFile
 from gguf_mtp.validate.suite import Options, Progress, validate
-from gguf_mtp.validate.tiers import BASE, TIERS
+from gguf_mtp.validate.tiers import BASE, L4, REFERENCE, TIERS
 
 
 def _parse_claims(
@@ -42,7 +44,18 @@ def _parse_claims(
     type=click.Path(path_type=Path),
     help="A drafter GGUF: validate MODEL with it as two files (works unpatched).",
 )
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Recorded logits (.npz) that base and heads must give.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the report, as JSON, to FILE; an earlier one there is removed first.",
+)
 @click.option(
     "--n-max",
     default=3,
@@ -84,6 +97,38 @@ def _parse_claims(
     metavar="P",
     help="Fail where the first draft is accepted less often.",
 )
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    metavar="T",
+    help="Measure L4 at this temperature.",
+)
+@click.option(
+    "--seeds",
+    "--draws",
+    "draws",
+    default=Options.draws,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Seeded draws at a place, for L4.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The first of them."
+)
+@click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    type=click.Choice(list(RULES)),
+    help="Rule of acceptance tested for L4; repeatable. Default: all.",
+)
+@click.option(
+    "--library",
+    "lib_dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="The llama.cpp to use, patched or not: where its libllama is.",
+)
 @click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
 @click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed.")
@@ -117,13 +162,20 @@ def command(
     model: Path,
     against: Path | None,
     heads: Path | None,
+    reference: Path | None,
     as_json: bool,
+    output: Path | None,
     n_max: int,
     n_predict: int,
     n_prompts: int,
     prompt_sets: tuple[str, ...],
     claims: frozenset[str] | None,
     min_acceptance: float | None,
+    temperature: float | None,
+    draws: int,
+    seed: int,
+    rules: tuple[str, ...],
+    lib_dir: Path | None,
     exact: bool,
     threads: int | None,
     n_ctx: int | None,
@@ -143,18 +195,29 @@ def command(
     L1  every token is the target's argmax, recomputed in the same batch shapes
     L2  the text equals plain one-token-at-a-time greedy decoding
     L3  where L2 breaks, the margin is within the measured effect of the batch shape
+    L4  at --temperature, drawn tokens have the target's distribution
     drafts-exact    every draft is what the heads give for the text before it
     base-identical  the base inside gives the logits of --against, bit for bit
+    reference       base and heads give the logits of --reference
 
     Claimed by default: L0, L1, drafts-exact, base-identical with --against, and L2 where the
     logits are measured not to depend on the batch shape (or with --exact on an all-F32 file);
-    elsewhere L2 is reported, and L3 always. Exit codes: 0 every claimed tier holds, 1 one does
+    elsewhere L2 is reported, and L3 always. L4 where the draws also tell a rule broken on purpose;
+    the reference for an all-F32 file. Exit codes: 0 every claimed tier holds, 1 one does
     not, 2 could not run.
 
     Example: gguf-mtp validate model-mtp.gguf --against model.gguf
     """
-    if claims is not None and BASE in claims and against is None:
-        raise click.UsageError(f"--claim {BASE} needs --against")
+    needs = {BASE: (against, "--against"), L4: (temperature, "--temperature")}
+    needs[REFERENCE] = (reference, "--reference")
+    for tier, (given, option) in needs.items():
+        if tier in (claims or ()) and given is None:
+            raise click.UsageError(f"--claim {tier} needs {option}")
+    if lib_dir is not None:
+        if exact:
+            raise click.UsageError("--exact chooses a library; it does not go with --library")
+        os.environ[ENV_LIBRARY] = str(lib_dir)
+    saved = None if output is None else ReportFile(output)
     prompts = load_prompts(prompt_sets)[:n_prompts]
     library = load_library(exact)
     library.log.echo = verbose
@@ -172,11 +235,18 @@ def command(
         ignore_end=ignore_end,
         claims=claims,
         min_acceptance=min_acceptance,
+        temperature=temperature,
+        draws=draws,
+        seed=seed,
+        rules=rules or tuple(RULES),
     )
     with open_pair(library=library, options=model_options, **files) as pair, _progress() as show:
-        report = validate(pair, prompts, options, against, show)
+        report = validate(pair, prompts, options, against, show, reference=reference)
+    as_text = json.dumps(report.to_json(), indent=2, allow_nan=False)
+    if saved is not None:
+        saved.write(as_text + "\n")
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        click.echo(as_text)
     else:
         report.print(Console(soft_wrap=True))
     if not report.holds:

@@ -3,6 +3,7 @@
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
 from gguf_mtp.runtime.library import Library, load_library
 from gguf_mtp.runtime.pair import Pair, PairContexts, open_pair
+from gguf_mtp.runtime.sampling import MatchRule, RejectionRule, SamplingLoop
 from gguf_mtp.runtime.speculative import (
     MtpDrafter,
     RejectAllLoop,
@@ -16,14 +17,17 @@ __all__ = [
     "Context",
     "ContextOptions",
     "Library",
+    "MatchRule",
     "Model",
     "ModelOptions",
     "MtpDrafter",
     "Pair",
     "PairContexts",
     "RejectAllLoop",
+    "RejectionRule",
     "Round",
     "Run",
+    "SamplingLoop",
     "SpeculativeLoop",
     "decode_plainly",
     "load_library",

@@ -12,6 +12,7 @@ from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.tail import read_footer, require_complete
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
 from gguf_mtp.runtime.library import BUILD_HINT, Library, load_library
+from gguf_mtp.runtime.sampling import MtpSamplingDrafter, Rule, SamplingLoop
 from gguf_mtp.runtime.speculative import MtpDrafter, SpeculativeLoop
 
 
@@ -25,6 +26,11 @@ class PairContexts(Closing):
     def loop(self, n_max: int, stop: frozenset[int] = frozenset()) -> SpeculativeLoop:
         """Return a greedy speculative loop over these contexts."""
         return SpeculativeLoop(self.target, MtpDrafter(self.drafter), n_max, stop)
+
+    def sampler(self, n_max: int, rule: Rule, temperature: float) -> SamplingLoop:
+        """Return a loop that samples at a temperature, over these contexts."""
+        drafter = MtpSamplingDrafter(self.drafter)
+        return SamplingLoop(self.target, drafter, n_max, rule, temperature)
 
     def close(self) -> None:
         """Free both: the drafter first, since it points into the target's cache."""

@@ -20,6 +20,7 @@ class Prompt:
     id: str
     text: str
     source: str
+    prompt_set: str = ""
 
 
 def shipped_sets() -> dict[str, Path]:

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gguf_mtp.validate.acceptance import Acceptance, Proportion
-from gguf_mtp.validate.tiers import Invariance, Verdict
+from gguf_mtp.validate.distribution import Distribution
+from gguf_mtp.validate.reference import Reference
+from gguf_mtp.validate.tiers import Divergence, Invariance, Verdict
 
 SCHEMA = "gguf-mtp.validate/1"
 SHOWN_DIVERGENCES = 5
@@ -48,6 +50,10 @@ class Settings:
     library_backend: str
     library_features: str
     bindings_version: str
+    repack: bool = True
+    temperature: float | None = None
+    draws: int = 0  # a place and rule, for L4
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class PromptFacts:
     prompt_tokens: int
     output_tokens: int
     rounds: int
+    prompt_set: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ class Report:
     min_acceptance: float | None
     speed: Speed
     prompts: tuple[PromptFacts, ...]
+    distribution: Distribution | None = None
+    reference: Reference | None = None
 
     @property
     def holds(self) -> bool:
@@ -133,6 +142,8 @@ class Report:
                 "ratio": _number(self.speed.ratio),
             },
             "prompts": [asdict(facts) for facts in self.prompts],
+            "distribution": self.distribution.to_json() if self.distribution else None,
+            "reference": self.reference.to_json() if self.reference else None,
         }
 
     def print(self, console: Console) -> None:
@@ -172,15 +183,29 @@ class Report:
     def _print_divergences(self, console: Console) -> None:
         for verdict in self.verdicts:
             for d in verdict.divergences[:SHOWN_DIVERGENCES]:
-                tokens = "" if d.expected == d.found else f" expected {d.expected}, got {d.found}"
-                gap = "" if d.margin is None else f" (top-2 margin {d.margin:.3g})"
+                tokens = "" if d.expected == d.found else f" {_tokens(d)}"
+                gap = "" if d.margin is None else f" ({_gap(d.margin, d.noise)})"
                 console.print(
                     f"  {verdict.tier}: {d.prompt} at {d.index}: {d.what}{tokens}{gap}",
                     highlight=False,
+                    markup=False,
                 )
             hidden = len(verdict.divergences) - SHOWN_DIVERGENCES
             if hidden > 0:
                 console.print(f"  {verdict.tier}: and {hidden} more (--json has all)")
+
+
+def _tokens(d: Divergence) -> str:
+    expected, found = (
+        f"{token}" if text is None else f"{token} {text!r}"
+        for token, text in ((d.expected, d.expected_text), (d.found, d.found_text))
+    )
+    return f"expected {expected}, got {found}"
+
+
+def _gap(margin: float, noise: float | None) -> str:
+    text = f"top-2 margin {margin:.3g}"
+    return text if noise is None else f"{text}, noise {noise:.3g}"
 
 
 def _tier_table(verdicts: tuple[Verdict, ...]) -> Table:
@@ -274,6 +299,7 @@ def _invariance_json(invariance: Invariance | None) -> dict[str, Any] | None:
         "rows": _proportion_json(invariance.equal),
         "holds": invariance.holds,
         "noise": invariance.noise,
+        "noise_by_prompt": list(invariance.by_prompt),
     }
 
 

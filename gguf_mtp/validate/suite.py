@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from gguf_mtp.errors import RuntimeUnavailable
-from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
-from gguf_mtp.runtime.library import Library
+from gguf_mtp.runtime.bindings import Context, ContextOptions, Model
 from gguf_mtp.runtime.pair import Pair, PairContexts
+from gguf_mtp.runtime.sampling import RULES, Rule, SamplingLoop
 from gguf_mtp.runtime.speculative import (
     MtpDrafter,
     RejectAllLoop,
-    Run,
     SpeculativeLoop,
     decode_plainly,
 )
-from gguf_mtp.validate.acceptance import Proportion, acceptance, counted_rounds, novel_rounds
+from gguf_mtp.validate import distribution as l4
+from gguf_mtp.validate.acceptance import acceptance, counted_rounds, novel_rounds
+from gguf_mtp.validate.facts import files_of, settings_of
+from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import Prompt
-from gguf_mtp.validate.report import FileFacts, PromptFacts, Report, Settings, Speed
+from gguf_mtp.validate.reference import Recorded, compare_with, longest, read_recording
+from gguf_mtp.validate.report import PromptFacts, Report, Speed
 from gguf_mtp.validate.tiers import (
-    BASE,
-    DRAFTS,
-    L0,
-    L1,
-    L2,
-    L3,
-    TIERS,
     Divergence,
-    Invariance,
-    Verdict,
     compare_prints,
     compare_runs,
     logits_prints,
     measure_invariance,
-    near_ties,
     redraft,
     replay,
 )
+from gguf_mtp.validate.verdicts import Measured, claims_of, verdicts_of
+
+__all__ = ["LoopFactory", "Options", "Progress", "SamplerFactory", "validate"]
 
 DECODED_FOR_BASE = 8  # output positions whose logits base-identical compares, after the prompt's
 CONTEXT_STEP = 256
@@ -47,43 +42,7 @@ CONTEXT_STEP = 256
 # Called with what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 LoopFactory = Callable[[PairContexts, int, frozenset[int]], SpeculativeLoop]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to run: sizes in tokens, the compute settings, and which tiers are claimed.
-
-    `claims` None means the default: L0, L1 and drafts-exact; base-identical where a base is
-    given; L2 where the measured logits do not depend on the batch shape, or where an exact
-    library runs a file that is all F32. Elsewhere L2 is reported, not claimed.
-    """
-
-    n_max: int = 3
-    n_predict: int = 64
-    n_ctx: int | None = None
-    n_threads: int = 1
-    kv_type: str = "f16"
-    flash_attn: str = "auto"
-    exact: bool = False
-    ignore_end: bool = False
-    chat: bool = False
-    claims: frozenset[str] | None = None
-    min_acceptance: float | None = None
-
-
-@dataclass
-class Measured:
-    """What the decoding phases gather, one entry a prompt."""
-
-    prompts: list[Prompt]
-    tokens: list[tuple[int, ...]]
-    plain: list[Run] = field(default_factory=list)
-    speculative: list[Run] = field(default_factory=list)
-    control: list[Divergence] = field(default_factory=list)
-    unverified: list[Divergence] = field(default_factory=list)
-    misdrafted: list[Divergence] = field(default_factory=list)
-    invariance: Invariance | None = None
-    flash_attn: str = ""
+SamplerFactory = Callable[[PairContexts, int, Rule, float], SamplingLoop]
 
 
 def validate(
@@ -93,14 +52,20 @@ def validate(
     against: Path | None = None,
     progress: Progress = lambda _what, _done, _total: None,
     make_loop: LoopFactory = PairContexts.loop,
+    reference: Path | None = None,
+    make_sampler: SamplerFactory = PairContexts.sampler,
 ) -> Report:
     """Run every tier on `pair` and return the report.
 
-    `against` is the original base file for base-identical. `make_loop` makes the loop under
-    test. Raises RuntimeUnavailable where the library cannot run the models.
+    `against` is the original base file for base-identical, `reference` a recording of logits.
+    `make_loop` and `make_sampler` make the loops under test. Raises RuntimeUnavailable where the
+    library cannot run the models, FormatError for a recording that is none.
     """
     if not prompts:
         raise RuntimeUnavailable("no prompts to validate on")
+    program, recording = "", list[Recorded]()
+    if reference is not None:
+        program, recording = read_recording(reference, pair.base.n_vocab)
     encode = pair.base.tokenize_turn if options.chat else pair.base.tokenize
     tokens = [encode(prompt.text) for prompt in prompts]
     context_options = _context_options(pair.base, max(map(len, tokens)), options)
@@ -108,14 +73,21 @@ def validate(
     measured = Measured(list(prompts), [t[:room] for t in tokens])
     _decode(pair, measured, options, context_options, progress, make_loop)
     _check(pair.base, measured, options, context_options, progress)
-    base = None
     if against is not None:
-        base = _compare_bases(pair.base, against, measured, context_options, progress)
-    claims = _claims(options, measured.invariance, pair.base, against is not None)
+        measured.base = _compare_bases(pair.base, against, measured, context_options, progress)
+    if options.temperature is not None:
+        measured.distribution = _draw(
+            pair, measured, options, context_options, progress, make_sampler
+        )
+    if reference is not None:
+        progress("comparing with the reference", 0, 1)
+        with pair.contexts(_holding(context_options, longest(recording))) as contexts:
+            measured.reference = compare_with(contexts, recording, reference.name, program)
+    claims = claims_of(options, measured, pair.base)
     return Report(
-        files=_file_facts(pair, against, progress),
-        settings=_settings(pair, options, context_options, measured.flash_attn),
-        verdicts=tuple(_verdicts(measured, base, claims)),
+        files=files_of(pair, against, reference, progress),
+        settings=settings_of(pair, options, context_options, measured.flash_attn),
+        verdicts=tuple(verdicts_of(measured, claims, pair.base)),
         invariance=measured.invariance,
         acceptance=acceptance(
             [r for run in measured.speculative for r in counted_rounds(run)], options.n_max
@@ -131,9 +103,13 @@ def validate(
             mtp_seconds=sum(run.decode_seconds for run in measured.speculative),
         ),
         prompts=tuple(
-            PromptFacts(p.id, p.source, len(run.prompt), len(run.tokens), len(run.rounds))
+            PromptFacts(
+                p.id, p.source, len(run.prompt), len(run.tokens), len(run.rounds), p.prompt_set
+            )
             for p, run in zip(measured.prompts, measured.speculative, strict=True)
         ),
+        distribution=measured.distribution,
+        reference=measured.reference,
     )
 
 
@@ -257,121 +233,29 @@ def _all_prints(
         yield logits_prints(context, tokens, DECODED_FOR_BASE)
 
 
-def _claims(
-    options: Options, invariance: Invariance | None, base: Model, has_base: bool
-) -> frozenset[str]:
-    if options.claims is not None:
-        return options.claims
-    claims = {L0, L1, DRAFTS}
-    if has_base:
-        claims.add(BASE)
-    measured_invariant = invariance is not None and invariance.holds
-    if measured_invariant or (options.exact and base.is_all_f32):
-        claims.add(L2)
-    return frozenset(claims)
-
-
-def _verdicts(
+def _draw(
+    pair: Pair,
     measured: Measured,
-    base: tuple[list[Divergence], int] | None,
-    claims: frozenset[str],
-) -> Iterator[Verdict]:
-    plain_tokens = sum(len(run.tokens) for run in measured.plain)
-    mtp_tokens = sum(len(run.tokens) for run in measured.speculative)
-    drafted = sum(len(r.drafted) for run in measured.speculative for r in run.rounds)
-    differing = [
-        found
-        for prompt, plain, run in zip(
-            measured.prompts, measured.plain, measured.speculative, strict=True
-        )
-        if (found := compare_runs(prompt.id, plain, run, bits=False)) is not None
-    ]
-    noise = measured.invariance.noise if measured.invariance else 0.0
-    beyond = near_ties(differing, noise)
-    n = len(measured.prompts)
-    parts: dict[str, tuple[list[Divergence], int, str] | None] = {
-        L0: (measured.control, plain_tokens, "ids, logits bits"),
-        L1: (measured.unverified, mtp_tokens, "same batch shapes"),
-        L2: (differing, mtp_tokens, "plain greedy"),
-        L3: (beyond, mtp_tokens, f"margin <= {noise:.2g}"),
-        DRAFTS: (measured.misdrafted, drafted, "drafted again"),
-        BASE: None if base is None else (*base, "logits bits"),
-    }
-    for tier in TIERS:
-        part = parts[tier]
-        if part is None:
-            note = "needs --against"
-            yield Verdict(tier, tier in claims, None, Proportion(0, 0), 0, (), note)
-            continue
-        divergences, tokens, note = part
-        broken = {d.prompt for d in divergences}
-        yield Verdict(
-            tier=tier,
-            claimed=tier in claims,
-            holds=not divergences,
-            matching=Proportion(n - len(broken), n),
-            tokens=tokens,
-            divergences=tuple(divergences),
-            note=note,
-        )
+    options: Options,
+    context_options: ContextOptions,
+    progress: Progress,
+    make_sampler: SamplerFactory,
+) -> l4.Distribution:
+    """Draw by every rule at the places where the target hesitates most (L4)."""
+    assert options.temperature is not None
+    rules = []
+    with Context(pair.base, context_options) as alone, pair.contexts(context_options) as contexts:
+        # A cut of the cache is safe within one batch: a sliding window has not moved on yet.
+        longest_text = contexts.target.n_batch - 2 * (options.n_max + 1)
+        ids = [prompt.id for prompt in measured.prompts]
+        spots = l4.choose_spots(ids, measured.plain, options.places, longest_text)
+        for name in options.rules:
+            loop = make_sampler(contexts, options.n_max, RULES[name](), options.temperature)
+            rules.append(l4.measure_rule(loop, alone, spots, options.draws, options.seed, progress))
+    return l4.Distribution(options.temperature, options.seed, options.draws, tuple(rules))
 
 
-def _settings(
-    pair: Pair, options: Options, context_options: ContextOptions, flash_attn_used: str
-) -> Settings:
-    library: Library = pair.base.library
-    record = library.choice.record
-    backend = "cpu" if library.choice.origin == "exact record" else record and record.backend
-    return Settings(
-        n_max=options.n_max,
-        n_predict=options.n_predict,
-        n_ctx=context_options.n_ctx,
-        n_threads=options.n_threads,
-        kv_type=options.kv_type,
-        flash_attn=options.flash_attn,
-        flash_attn_used=flash_attn_used,
-        exact=options.exact,
-        chat=options.chat,
-        quantization=pair.base.ftype,
-        heads_quantization=pair.heads.ftype,
-        device=_device(library, pair.base.options),
-        library_version=library.version,
-        library_commit=record.pin if record else "",
-        library_patches=record.patches if record else "",
-        library_backend=backend or "",
-        library_features=library.features,
-        bindings_version=library.bindings_version,
-    )
-
-
-def _device(library: Library, options: ModelOptions) -> str:
-    """Describe where layers go: the named device, or all accelerators there are."""
-    devices = library.devices()
-    wanted = (options.device or "").lower()
-    if options.gpu_layers == 0:
-        wanted = "cpu"
-    accelerators = [d for d in devices if not d.is_cpu and wanted in ("", d.name.lower())]
-    chosen = accelerators or [d for d in devices if d.is_cpu]
-    return ", ".join(f"{d.name} ({d.description})" for d in chosen) or "unknown"
-
-
-def _file_facts(pair: Pair, against: Path | None, progress: Progress) -> tuple[FileFacts, ...]:
-    if pair.base.path == pair.heads.path:
-        named = [("merged", pair.base.path)]
-    else:
-        named = [("base", pair.base.path), ("heads", pair.heads.path)]
-    if against is not None:
-        named.append(("against", against))
-    facts = []
-    for done, (role, path) in enumerate(named):
-        progress("hashing files", done, len(named))
-        facts.append(FileFacts(role, path.name, path.stat().st_size, _sha256(path)))
-    return tuple(facts)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _holding(options: ContextOptions, tokens: int) -> ContextOptions:
+    """Return the options with a context that holds as many tokens, at least."""
+    room = -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
+    return replace(options, n_ctx=max(options.n_ctx, room))

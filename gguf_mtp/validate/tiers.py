@@ -6,9 +6,13 @@ L0 control            plain decoding repeats itself, and decoding that drafts an
 L1 verify-exact       every emitted token is the target's argmax in the same batch shape
 L2 token-identical    the output with drafts equals plain one-token-at-a-time decoding
 L3 near-tie-bounded   where L2 breaks, the two tokens were closer than the batch shape moves
+L4 distributional     at a temperature, drawn tokens have the target's distribution
+                      (`distribution.py`)
 drafts-exact          every draft is what the heads give for the text before it: a slip that
                       costs acceptance, such as a wrong hidden row, changes no emitted token
 base-identical        the merged file's base gives the base file's logits, bit for bit
+reference             logits of base and heads are those that another program recorded
+                      (`reference.py`)
 ====================  ================================================================
 """
 
@@ -23,9 +27,9 @@ from gguf_mtp.runtime.bindings import MAX_OUTPUTS, Context
 from gguf_mtp.runtime.speculative import Drafter, Run, fingerprint, margin
 from gguf_mtp.validate.acceptance import Proportion
 
-L0, L1, L2, L3 = "L0", "L1", "L2", "L3"
-DRAFTS, BASE = "drafts-exact", "base-identical"
-TIERS = (L0, L1, L2, L3, DRAFTS, BASE)
+L0, L1, L2, L3, L4 = "L0", "L1", "L2", "L3", "L4"
+DRAFTS, BASE, REFERENCE = "drafts-exact", "base-identical", "reference"
+TIERS = (L0, L1, L2, L3, L4, DRAFTS, BASE, REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Divergence:
 
     `index` counts output tokens (for base-identical: prompt and output positions). `expected`
     and `found` are token ids, None past an output's end. `margin` is the distance between the
-    two highest logits of the row that `expected` was chosen from.
+    two highest logits of the row that `expected` was chosen from, `noise` how far the batch shape
+    moved two logits of this prompt against each other. The texts are those of the tokens.
     """
 
     prompt: str
@@ -43,6 +48,9 @@ class Divergence:
     found: int | None
     margin: float | None
     what: str = ""
+    noise: float | None = None
+    expected_text: str | None = None
+    found_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,13 @@ class Invariance:
 
     `equal` counts rows whose bits are the same. `noise` is the largest change, over the rows
     that differ, of the distance between any two logits of a row: a tie closer than that can
-    flip.
+    flip. `by_prompt` is the same for each prompt.
     """
 
     width: int
     equal: Proportion
     noise: float
+    by_prompt: tuple[float, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -163,7 +172,7 @@ def measure_invariance(
     because differences in the cache are part of what is measured.
     """
     equal = total = 0
-    noise = 0.0
+    by_prompt: list[float] = []
     for run in runs:
         wide.prefill(run.prompt)
         differing: list[tuple[int, np.ndarray]] = []
@@ -178,9 +187,9 @@ def measure_invariance(
                     equal += 1
                 else:
                     differing.append((start + i, row.copy()))
-        if differing:
-            noise = max(noise, _noise(narrow, run, differing))
-    return Invariance(width, Proportion(equal, total), noise)
+        by_prompt.append(_noise(narrow, run, differing) if differing else 0.0)
+    noise = max(by_prompt, default=0.0)
+    return Invariance(width, Proportion(equal, total), noise, tuple(by_prompt))
 
 
 def _noise(narrow: Context, run: Run, differing: Sequence[tuple[int, np.ndarray]]) -> float:

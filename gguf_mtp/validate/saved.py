@@ -1,0 +1,41 @@
+"""Reports as files: whole or not there, so that no earlier one passes for an interrupted run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_mtp.errors import OutputError
+from gguf_mtp.output import OutputFile
+
+MARK = b"gguf-mtp.validate"  # in the first bytes of every report, whatever its format
+MARK_WITHIN = 4096
+
+
+class ReportFile:
+    """Where a report will be. An earlier report there is removed at once, before the run.
+
+    A file that is no report is not touched: raises OutputError for it, and for a place where
+    none can be written. Formats begin with text that holds `MARK`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                start = file.read(MARK_WITHIN)
+            if start and MARK not in start:
+                raise OutputError(f"{path}: exists and is not a report of gguf-mtp validate")
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be replaced: {error.strerror}") from None
+        OutputFile(path, 0).close()  # can it be made at all?
+
+    def write(self, text: str) -> None:
+        """Put the report there, under its name only when all of it is on the medium."""
+        data = text.encode("utf-8")
+        with OutputFile(self.path, len(data)) as file:
+            file.write(memoryview(data), 0)
+            file.sync()
+            file.publish()
