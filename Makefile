@@ -48,6 +48,7 @@ lint: $(STAMP)
 
 # The comparison variants and the CPU backend: what the tests assert does not depend on a GPU.
 test: lint
+	tools/browser.sh
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
 

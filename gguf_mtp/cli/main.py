@@ -17,6 +17,7 @@ VERBS = {
     "detach": "gguf_mtp.cli.detach",
     "extract": "gguf_mtp.cli.extract",
     "inspect": "gguf_mtp.cli.inspect",
+    "report": "gguf_mtp.cli.report",
     "split": "gguf_mtp.cli.split",
     "verify": "gguf_mtp.cli.verify",
     "validate": "gguf_mtp.cli.validate",

@@ -1,0 +1,6 @@
+"""Saved results as pages that a person can read: rendered from their JSON alone."""
+
+from gguf_mtp.report.badge import badge
+from gguf_mtp.report.page import render
+
+__all__ = ["badge", "render"]
