@@ -1,5 +1,6 @@
 """The library surface: `convert`, `attach`, `detach` and `split`, as the verbs use them."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -124,7 +125,7 @@ def plan_convert(base: Path, heads: Path, **options: Any) -> FilePlan:
 
 def _read_pair(base: Path, heads: Path, options: Options) -> tuple[_Base, Heads]:
     for path in (base, heads):
-        if not path.exists():
+        if not os.path.exists(path):
             raise FormatError(f"{path}: no such file or directory")
     if base.is_dir():
         outtype = "auto" if options.outtype in K_QUANTS else options.outtype

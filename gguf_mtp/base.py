@@ -4,8 +4,9 @@ Its tensors are copied whatever their types, so that files of forks with types o
 like any other.
 """
 
+from gguf_mtp.drafters.dialects import DEPTH
 from gguf_mtp.drafters.translate import overlay_of
-from gguf_mtp.errors import UnsupportedError
+from gguf_mtp.errors import UnsupportedError, brief
 from gguf_mtp.gemma4.target import ARCH
 from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.namespace import PREFIX, is_merged
@@ -46,6 +47,11 @@ def base_from_gguf(file: GgufFile, *, drop_overlay: bool = False) -> Half:
                 f"(--replace-heads leaves them out)"
             )
         half = overlay.base
+    if half.value(f"{ARCH}.{DEPTH}"):
+        # llama.cpp would take that many of the base's own layers off it.
+        raise UnsupportedError(
+            f"{file.path}: {ARCH}.{DEPTH} is {brief(half.value(f'{ARCH}.{DEPTH}'))}, expected none"
+        )
     taken = [name for name in (*half.by_name, *half.tensor_by_name) if name.startswith(PREFIX)]
     if taken:
         raise UnsupportedError(f"{file.path}: {taken[0]!a} is in the namespace of the heads")

@@ -11,16 +11,35 @@
 """
 
 MAX_VALUE = 80
+MAX_MESSAGE = 1200
 
 
 def brief(value: object) -> str:
     """`value` for a message: as Python writes it, in ASCII, cut to 80 characters."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 
 class GgufMtpError(Exception):
-    """Base class; ``str()`` of any instance is one line fit for a terminal."""
+    """Base class; ``str()`` of any instance is one line fit for a terminal.
+
+    Messages hold names out of files: what is not printable becomes escapes, and of more than 1200
+    characters the middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            half = MAX_MESSAGE // 2
+            message = f"{message[:half]} [...] {message[-half:]}"
+        if not message.isprintable():
+            message = "".join(
+                char if char.isprintable() else char.encode("unicode_escape").decode()
+                for char in message
+            )
+        super().__init__(message)
 
 
 class FormatError(GgufMtpError):

@@ -13,6 +13,9 @@ from gguf_mtp.keyvalue import KeyValue
 from gguf_mtp.readers.gguf import GgufFile
 from gguf_mtp.readers.source import SourceFile, TensorRef
 
+# Of an array where one value is asked for: files may hold arrays of any length under any name.
+FIRST_ITEMS = 16
+
 Rows = npt.NDArray[np.int32]
 
 
@@ -59,9 +62,9 @@ class Half:
         return {tensor.name: tensor for tensor in self.tensors}
 
     def value(self, name: str) -> Any:
-        """The decoded value of key `name`, None where there is none."""
+        """The decoded value of key `name`, None where there is none; of an array its first items."""
         key = self.by_name.get(name)
-        return None if key is None else key.value
+        return None if key is None else key.head(FIRST_ITEMS)
 
 
 def stored_tensor(ref: TensorRef, name: str | None = None) -> Tensor:

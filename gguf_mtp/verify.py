@@ -15,7 +15,7 @@ import numpy as np
 
 from gguf_mtp import __version__
 from gguf_mtp.encode import Encoder
-from gguf_mtp.errors import FormatError, OutputError
+from gguf_mtp.errors import FormatError, OutputError, brief
 from gguf_mtp.plan import FilePlan, Slot
 from gguf_mtp.readers.source import SourceFile, TensorRef
 from gguf_mtp.readers.strict_json import read_object
@@ -146,13 +146,21 @@ def compare_with_manifest(path: Path, manifest: Path, progress: Progress) -> lis
     stated = read_object(manifest)
     tensors = stated.get("tensors")
     if stated.get("schema") != SCHEMA or not isinstance(tensors, list):
-        raise FormatError(f"{manifest}: schema is {stated.get('schema')!a}, expected {SCHEMA!a}")
+        raise FormatError(
+            f"{manifest}: schema is {brief(stated.get('schema'))}, expected {SCHEMA!a}"
+        )
     findings = []
     with SourceFile(path) as file:
         if file.size != stated.get("bytes"):
-            findings.append(f"{path.name}: {file.size} bytes, expected {stated.get('bytes')}")
-        for entry in tensors:
-            begin, nbytes = _place(manifest, entry)
+            findings.append(
+                f"{path.name}: {file.size} bytes, expected {brief(stated.get('bytes'))}"
+            )
+        places = [_place(manifest, entry) for entry in tensors]
+        total = sum(nbytes for _, nbytes in places)
+        # Reading takes as long as the file is large, whatever a manifest says.
+        if total > file.size:
+            raise FormatError(f"{manifest}: tensors of {total} bytes in a file of {file.size}")
+        for entry, (begin, nbytes) in zip(tensors, places, strict=True):
             if begin + nbytes > file.size:
                 findings.append(f"{entry['name']}: lies behind the end of the file")
                 continue

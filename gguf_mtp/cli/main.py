@@ -42,6 +42,9 @@ class VerbGroup(click.Group):
         except GgufMtpError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
+        except MemoryError:
+            click.echo("error: out of memory", err=True)
+            ctx.exit(2)
 
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,6 +1,7 @@
 """``gguf-mtp verify``: a file against the manifest that convert --verify made of it."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ def command(file: Path, manifest: Path | None, quiet: bool, as_json: bool) -> No
       gguf-mtp verify e2b-mtp.gguf
     """
     with exit_on_signals():
-        total = file.stat().st_size if file.is_file() else 0
+        total = os.path.getsize(file) if os.path.isfile(file) else 0
         with progress_bar(file.name, total, quiet=quiet or as_json) as advance:
             findings = compare_with_manifest(
                 file, manifest or manifest_path(file), advance or (lambda nbytes: None)

@@ -105,7 +105,8 @@ def _integer(checkpoint: Checkpoint, name: str, default: int) -> int:
     value = checkpoint.config.get(name, default)
     if type(value) is not int or not 1 <= value < 1 << 31:
         raise FormatError(
-            f"{checkpoint.path / 'config.json'}: {name} is {value!a}, expected a positive integer"
+            f"{checkpoint.path / 'config.json'}: {name} is {brief(value)}, "
+            "expected a positive integer"
         )
     return value
 

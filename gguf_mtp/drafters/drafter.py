@@ -5,8 +5,9 @@ Source: llama.cpp ``src/models/gemma4-assistant.cpp`` (tensors and shapes).
 
 from dataclasses import dataclass, replace
 
+from gguf_mtp.drafters.dialects import DEPTH
 from gguf_mtp.drafters.ordered_head import NAMES, OrderedHead, stored_ordered_head
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import FULL
 from gguf_mtp.gemma4.keys import ROPE_FREQS
 from gguf_mtp.gemma4.shape import ModelShape, read_shape
@@ -44,6 +45,13 @@ def check_tensors(half: Half, shape: ModelShape) -> None:
     width, backbone = shape.hidden_size, shape.output_size
     if backbone is None:
         raise FormatError(f"{half.origin}: key {ARCH}.embedding_length_out is missing")
+    depth = half.value(f"{ARCH}.{DEPTH}")
+    if depth != shape.n_layers:
+        # llama.cpp would stop the process where there are more of them than layers.
+        raise FormatError(
+            f"{half.origin}: {ARCH}.{DEPTH} is {brief(depth)}, expected {shape.n_layers}, "
+            f"as {ARCH}.block_count"
+        )
     if backbone == width:
         # llama.cpp takes equal sizes for a file without embedding_length_out.
         raise UnsupportedError(

@@ -16,7 +16,7 @@ from gguf_mtp.drafters.dialects import POST, PRE, TOP_K
 from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
 from gguf_mtp.drafters.infer import complete
 from gguf_mtp.drafters.ordered_head import CENTROIDS, ORDERING, read_int64
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import FULL, SLIDING
 from gguf_mtp.gemma4.keys import FILE_TYPES, quantization_version
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype, stored_type
@@ -252,6 +252,6 @@ def _stated(directory: Path, ordered: bool) -> list[KeyValue]:
             continue
         key = make(f"{ARCH}.{name}", value)
         if key is None:
-            raise FormatError(f"{path}: {where} is {value!a}, which no drafter has"[:200])
+            raise FormatError(f"{path}: {where} is {brief(value)}, which no drafter has")
         keys.append(key)
     return keys

@@ -27,6 +27,7 @@ from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
 from gguf_mtp.keyvalue import KeyValue, boolean, string
 from gguf_mtp.model import Half, Tensor
 from gguf_mtp.namespace import TOKENIZER
+from gguf_mtp.unique import first_repeated
 
 ARCHITECTURE = "general.architecture"
 LAYER = re.compile(r"\bblk\.(\d+)\.")
@@ -61,9 +62,8 @@ def to_upstream(half: Half, dialect: Dialect) -> Half:
     keys = list(_upstream_keys(half, dialect))
     tensors = list(_upstream_tensors(half, dialect))
     result = replace(half, keys=_unique(half, keys), tensors=tuple(tensors))
-    if len(result.tensor_by_name) != len(tensors):
-        names = [tensor.name for tensor in tensors]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = first_repeated(tensor.name for tensor in tensors)
+    if twice is not None:
         raise FormatError(f"{half.origin}: tensor {twice} is there under two names")
     wanted = result.value(f"{UPSTREAM.arch}.{TARGET_ARCH}")
     if wanted not in (None, BASE_ARCH):

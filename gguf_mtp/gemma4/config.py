@@ -242,7 +242,7 @@ def _rope(fields: _Fields, kind: str, rope_type: str, theta: float, rotated: flo
     own = _Fields(everything[kind], f"{fields.where}: rope_parameters.{kind}")
     if own.values.get("rope_type", rope_type) != rope_type:
         raise UnsupportedError(
-            f"{own.where}: rope_type is {own.values['rope_type']!r}, expected {rope_type!r}"
+            f"{own.where}: rope_type is {brief(own.values['rope_type'])}, expected {rope_type!r}"
         )
     share = own.number("partial_rotary_factor", rotated)
     if share > 1:

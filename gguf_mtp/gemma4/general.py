@@ -1,24 +1,37 @@
 """The ``general.*`` keys: name, licence, size label and the like, from directory and model card.
 
-The heuristics are gguf-py's own (`gguf.Metadata`), so that they equal llama.cpp's converter.
+The heuristics are gguf-py's own (`gguf.Metadata`), so that they equal llama.cpp's converter; the
+files are read here.
 """
 
 import struct
 from collections.abc import Iterable
+from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import gguf
-import yaml  # type: ignore[import-untyped]
 
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.keyvalue import SCALARS, KeyValue, ValueType, array, scalar, string, strings
 from gguf_mtp.model import Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
-from gguf_mtp.readers.strict_json import read_object, read_small
+from gguf_mtp.readers.model_card import read_card
+from gguf_mtp.readers.strict_json import read_object
 
-MAX_CARD_BYTES = 1 << 20
+MAX_NAME = 512
+# Fields of `gguf.Metadata` by what generation_config.json calls them.
+SAMPLING = {
+    "sampling_temp": "temperature",
+    **{
+        f"sampling_{name}": name
+        for name in (
+            *("sequence", "top_k", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
+            *("penalty_last_n", "penalty_repeat", "mirostat", "mirostat_tau", "mirostat_eta"),
+        )
+    },
+}
 
 
 def general_keys(
@@ -34,16 +47,18 @@ def general_keys(
     # abspath and not resolve: the name the user gave, not the one a symlink leads to.
     path = Path(str(checkpoint.path.absolute()))
     card = path / "README.md"
-    if card.exists():
-        read_small(card, MAX_CARD_BYTES)
     generation = checkpoint.json("generation_config.json") or {}
     try:
-        metadata = gguf.Metadata.load(override, path, None, counts[0])
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
-        message = " ".join(str(error).split())
-        raise FormatError(f"{card}: unusable front matter: {message}"[:300]) from None
-    # The one that gguf-py reads only from the model card.
-    metadata.license = wanted.get("general.license", metadata.license)
+        metadata = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(), read_card(card), _name_in(checkpoint), path, counts[0]
+        )
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"{card}: unusable front matter: {brief(str(error))}") from None
+    for field in fields(metadata):
+        value = getattr(metadata, field.name)
+        if field.name in SAMPLING:
+            value = generation.get(SAMPLING[field.name], value)
+        setattr(metadata, field.name, wanted.get(_key_name(field.name), value))
     if metadata.sampling_penalty_repeat is None:
         metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
     metadata.name = path.name if metadata.name is None else metadata.name
@@ -70,6 +85,24 @@ def general_keys(
     return keys, stated
 
 
+def _key_name(field: str) -> str:
+    """The key that overrides `field` of `gguf.Metadata`."""
+    name: str = getattr(gguf.Keys.General, field.upper(), f"general.{field}")
+    return name
+
+
+def _name_in(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The one field of config.json that gguf-py makes a name of."""
+    name = checkpoint.config.get("_name_or_path")
+    if name is None:
+        return {}
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        raise FormatError(
+            f"{checkpoint.path / 'config.json'}: _name_or_path is {brief(name)}, expected a name"
+        )
+    return {"_name_or_path": name}
+
+
 def _read_override(path: Path) -> dict[str, Any]:
     wanted = read_object(path)
     for name, value in wanted.items():
@@ -77,28 +110,28 @@ def _read_override(path: Path) -> dict[str, Any]:
         if not name.startswith("general."):
             raise FormatError(f"{path}: {name!a} is no general.* key")
         if not all(isinstance(item, (str, int, float)) for item in items):
-            raise FormatError(f"{path}: {name} is {value!a}, expected text or numbers"[:300])
+            raise FormatError(f"{path}: {name} is {brief(value)}, expected text or numbers")
     return wanted
 
 
 def _encode(name: str, kind: gguf.GGUFValueType, value: Any) -> KeyValue:
     if kind is gguf.GGUFValueType.STRING:
         if not isinstance(value, str):
-            raise TypeError(f"{name} is {value!a}, expected a string")
+            raise TypeError(f"{name} is {brief(value)}, expected a string")
         return string(name, value)
     if kind is gguf.GGUFValueType.ARRAY:
         if all(isinstance(item, str) for item in value):
             return strings(name, value)
         if all(type(item) is int for item in value):
             return array(name, ValueType.INT32, value)
-        raise TypeError(f"{name} is {value!a}, expected strings or integers")
+        raise TypeError(f"{name} is {brief(value)}, expected strings or integers")
     number = ValueType(kind)
     if type(value) not in (int, float, bool) or number not in SCALARS:
-        raise TypeError(f"{name} is {value!a}, expected a number")
+        raise TypeError(f"{name} is {brief(value)}, expected a number")
     try:
         return scalar(name, number, value)
     except struct.error as error:
-        raise ValueError(f"{name} is {value!a}: {error}") from None
+        raise ValueError(f"{name} is {brief(value)}: {error}") from None
 
 
 def _parameter_counts(tensors: Iterable[Tensor]) -> tuple[int, int, int, int]:

@@ -21,6 +21,8 @@ SCORE = -1000.0
 SPACE = "\u0120"
 TOKENIZER_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# What text falls back to that has no token of its own.
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 # Rendered even though special, so that a chat parser can see them.
 VISIBLE = frozenset(
@@ -77,6 +79,9 @@ def vocabulary(checkpoint: Checkpoint, vocab_size: int) -> list[KeyValue]:
     model = _model(where, tokenizer)
     added = _added_tokens(where, tokenizer)
     tokens = _tokens(where, model["vocab"], added, vocab_size)
+    missing_byte = next((text for text in BYTES if text not in model["vocab"]), None)
+    if missing_byte is not None:
+        raise FormatError(f"{where}: byte token {missing_byte!a} is not in model.vocab")
     specials = _special_texts(checkpoint, settings)
     unknown = sorted(specials - set(tokens))
     if unknown:
@@ -111,8 +116,8 @@ def _model(where: Path, tokenizer: dict[str, Any]) -> dict[str, Any]:
         raise FormatError(f"{where}: no model.vocab object")
     if model.get("type") != "BPE" or model.get("byte_fallback") is not True:
         raise UnsupportedError(
-            f"{where}: model is {model.get('type')!r} with byte_fallback "
-            f"{model.get('byte_fallback')!r}, expected 'BPE' with True"
+            f"{where}: model is {brief(model.get('type'))} with byte_fallback "
+            f"{brief(model.get('byte_fallback'))}, expected 'BPE' with True"
         )
     if not isinstance(decoder, dict) or decoder.get("type") != "Sequence":
         raise UnsupportedError(f"{where}: decoder is not a Sequence")
@@ -153,7 +158,7 @@ def _tokens(
     for text, number in [*vocab.items(), *added.items()]:
         if type(number) is not int or not 0 <= number < vocab_size:
             raise FormatError(
-                f"{where}: token {text!a} has id {number!a}, expected 0 to {vocab_size - 1} "
+                f"{where}: token {text!a} has id {brief(number)}, expected 0 to {vocab_size - 1} "
                 f"(vocab_size in config.json is {vocab_size})"
             )
         if tokens[number] not in (None, text):
@@ -193,7 +198,7 @@ def _special_texts(checkpoint: Checkpoint, settings: dict[str, Any]) -> set[str]
     kind = settings.get("tokenizer_class")
     if kind not in TOKENIZER_CLASSES:
         raise UnsupportedError(
-            f"{where}: tokenizer_class is {kind!r}, expected one of {TOKENIZER_CLASSES}"
+            f"{where}: tokenizer_class is {brief(kind)}, expected one of {TOKENIZER_CLASSES}"
         )
     values = dict(DEFAULT_SPECIALS) | settings
     if "added_tokens_decoder" not in settings:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.readers.safetensors import SafetensorsFile, read_safetensors
 from gguf_mtp.readers.source import TensorRef
 from gguf_mtp.readers.strict_json import read_object
@@ -58,9 +58,9 @@ def _read_shards(path: Path, index_path: Path) -> tuple[SafetensorsFile, ...]:
     for name, shard in weight_map.items():
         # A shard is a plain file name: nothing that could lead out of the directory.
         if not isinstance(shard, str) or shard in ("", ".", "..") or "\0" in shard:
-            raise FormatError(f"{index_path}: bad shard for {name!a}: {shard!a}")
+            raise FormatError(f"{index_path}: bad shard for {brief(name)}: {brief(shard)}")
         if PurePosixPath(shard).name != shard or "\\" in shard:
-            raise FormatError(f"{index_path}: shard {shard!a} is not a plain file name")
+            raise FormatError(f"{index_path}: shard {brief(shard)} is not a plain file name")
     files = tuple(read_safetensors(path / shard) for shard in sorted(set(weight_map.values())))
     found: dict[str, str] = {}
     for file in files:

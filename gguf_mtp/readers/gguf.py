@@ -12,6 +12,7 @@ from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.ggml import type_by_id
 from gguf_mtp.keyvalue import SCALAR_BYTES, KeyValue, ValueType
 from gguf_mtp.readers.source import SourceFile, TensorRef, Window
+from gguf_mtp.unique import first_repeated
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -20,9 +21,11 @@ MAX_ALIGNMENT = 1 << 20
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 63
 MAX_ARRAY_DEPTH = 4
+MAX_NESTED_ARRAYS = 1 << 12
 MAX_HEADER_BYTES = 1 << 29
 MAX_PAIRS = 1 << 16
-MAX_TENSORS = 1 << 20
+# Ten times what any known model has; each costs some hundred bytes of memory.
+MAX_TENSORS = 1 << 16
 SMALLEST_PAIR = 8 + 1 + 4 + 1
 SMALLEST_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
 READ_AHEAD = 1 << 20
@@ -224,7 +227,9 @@ def _read_value(cursor: _Cursor, kind: ValueType, field: str) -> bytes:
 
 def _read_array(cursor: _Cursor, field: str, depth: int) -> bytes:
     if depth > MAX_ARRAY_DEPTH:
-        raise cursor.error(f"{field} nests arrays deeper than {MAX_ARRAY_DEPTH}")
+        raise cursor.error(
+            f"{field} at offset {cursor.offset} nests arrays deeper than {MAX_ARRAY_DEPTH}"
+        )
     code = cursor.integer("I", f"item type of {field}")
     kind = _value_type(cursor, code, f"array {field}")
     count = cursor.integer("Q", f"length of {field}")
@@ -237,6 +242,11 @@ def _read_array(cursor: _Cursor, field: str, depth: int) -> bytes:
     if kind is ValueType.STRING:
         parts.append(cursor.strings(count, field))
     elif kind is ValueType.ARRAY:
+        if count > MAX_NESTED_ARRAYS:
+            raise cursor.error(
+                f"{field} nests {count} arrays at offset {cursor.offset}, "
+                f"at most {MAX_NESTED_ARRAYS} are read"
+            )
         parts += (_read_array(cursor, field, depth + 1) for _ in range(count))
     else:
         parts.append(cursor.take(count * SCALAR_BYTES[kind], field))
@@ -247,7 +257,9 @@ def _read_array(cursor: _Cursor, field: str, depth: int) -> bytes:
 
 def _check_bools(cursor: _Cursor, raw: bytes, field: str) -> None:
     if raw.translate(None, b"\x00\x01"):
-        raise cursor.error(f"{field} holds a bool that is neither 0 nor 1")
+        raise cursor.error(
+            f"{field} before offset {cursor.offset} holds a bool that is neither 0 nor 1"
+        )
 
 
 def _alignment(cursor: _Cursor, keys: tuple[KeyValue, ...]) -> int:
@@ -286,7 +298,9 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> _TensorInfo:
     name = _name(cursor, encoded, f"tensor {index}", at)
     n_dims = cursor.integer("I", f"dimension count of {name}")
     if not 1 <= n_dims <= MAX_DIMENSIONS:
-        raise cursor.error(f"tensor {name} has {n_dims} dimensions, expected 1 to {MAX_DIMENSIONS}")
+        raise cursor.error(
+            f"tensor {name} at offset {at} has {n_dims} dimensions, expected 1 to {MAX_DIMENSIONS}"
+        )
     dims = [cursor.integer("Q", f"dimension {axis} of {name}") for axis in range(n_dims)]
     shape = tuple(reversed(dims))
     code = cursor.integer("I", f"type of {name}")
@@ -295,21 +309,23 @@ def _read_tensor_info(cursor: _Cursor, index: int) -> _TensorInfo:
     for dim in dims:
         elements *= dim
     if elements == 0 or elements >= 1 << 63:
-        raise cursor.error(f"tensor {name} has shape {shape}, expected 1 to 2^63-1 elements")
+        raise cursor.error(
+            f"tensor {name} at offset {at} has shape {shape}, expected 1 to 2^63-1 elements"
+        )
     number = type_by_id(code)
     if not number.is_known:
         return _TensorInfo(name, number.name, shape, offset, None)
     if not number.fits(shape):
         raise cursor.error(
-            f"tensor {name} has rows of {shape[-1]} values, "
+            f"tensor {name} at offset {at} has rows of {shape[-1]} values, "
             f"{number.name} needs a multiple of {number.block_values}"
         )
     return _TensorInfo(name, number.name, shape, offset, number.nbytes(shape))
 
 
 def _check_unique(cursor: _Cursor, names: list[str]) -> None:
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = first_repeated(names)
+    if twice is not None:
         raise cursor.error(f"tensor {twice} occurs twice")
 
 

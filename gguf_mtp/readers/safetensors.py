@@ -70,12 +70,12 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
-    where = f"{path}: tensor {name!a}"
+    where = f"{path}: tensor {brief(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise FormatError(f"{where}: unknown dtype {dtype!a}")
+        raise FormatError(f"{where}: unknown dtype {brief(dtype)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
         raise FormatError(
             f"{where}: shape is {brief(shape)}, expected up to {MAX_DIMENSIONS} sizes"
@@ -86,7 +86,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
     if offsets[1] - offsets[0] != nbytes:
         raise FormatError(
             f"{where}: data_offsets span {offsets[1] - offsets[0]} bytes, "
-            f"{dtype} {shape} needs {nbytes}"
+            f"{dtype} {brief(shape)} needs {nbytes}"
         )
     return TensorRef(name, dtype, tuple(shape), path, data_start + offsets[0], nbytes)
 

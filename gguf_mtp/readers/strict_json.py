@@ -1,14 +1,17 @@
-"""JSON read strictly: UTF-8 without BOM, no duplicate keys, no NaN, bounded size and depth."""
+"""JSON read strictly: UTF-8 without BOM, no duplicate keys, no NaN, bounded size, no odd depth."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.unique import first_repeated
 
 MAX_BYTES = 1 << 28
+# Gemma's tokenizer has half a million: its merges. Each costs some sixty bytes, or three of JSON.
+MAX_CONTAINERS = 1 << 22
 MAX_NUMBER_DIGITS = 64
 
 
@@ -18,9 +21,8 @@ def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f"{where}: key {twice!a} occurs twice")
+            twice = first_repeated(name for name, _ in pairs)
+            raise FormatError(f"{where}: key {brief(twice)} occurs twice")
         return result
 
     def refuse_constant(text: str) -> Any:
@@ -39,6 +41,11 @@ def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
             raise FormatError(f"{where}: number {text} is out of range")
         return value
 
+    containers = encoded.count(b"{") + encoded.count(b"[")
+    if containers > MAX_CONTAINERS:
+        raise FormatError(
+            f"{where}: {containers} brackets and braces open, at most {MAX_CONTAINERS} may"
+        )
     try:
         value = json.loads(
             encoded.decode("utf-8"),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf_mtp.drafters.litert.package import LitertDrafter, read_drafter, remarks
 from gguf_mtp.drafters.litert.settings import configuration
 from gguf_mtp.drafters.litert.weights import Floats, Weight
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.gemma4.config import read_text_config
 from gguf_mtp.gemma4.outtype import check_float
 from gguf_mtp.readers.checkpoint import Checkpoint, read_checkpoint
@@ -169,7 +169,7 @@ def _settings(drafter: LitertDrafter, checkpoint: Checkpoint) -> Iterator[Settin
     where = f"{checkpoint.path / 'config.json'}"
     text = checkpoint.config.get("text_config")
     if not isinstance(text, dict):
-        raise FormatError(f"{where}: text_config is {text!a}, expected an object"[:200])
+        raise FormatError(f"{where}: text_config is {brief(text)}, expected an object")
     own = configuration(drafter)
     ours = read_text_config(own["text_config"], f"{drafter.path}: drafter", "gemma4_text")
     theirs = read_text_config(text, f"{where}: text_config", "gemma4_text")
