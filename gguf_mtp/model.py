@@ -62,7 +62,7 @@ class Half:
         return {tensor.name: tensor for tensor in self.tensors}
 
     def value(self, name: str) -> Any:
-        """The decoded value of key `name`, None where there is none; of an array its first items."""
+        """The decoded value of key `name` (an array's first items), None where there is none."""
         key = self.by_name.get(name)
         return None if key is None else key.head(FIRST_ITEMS)
 
