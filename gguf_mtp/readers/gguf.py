@@ -166,13 +166,14 @@ def _read_counts(cursor: _Cursor) -> tuple[int, int, int]:
         raise cursor.error(f"version is {version}, expected one of {VERSIONS}")
     n_tensors = cursor.integer("Q", "tensor count")
     n_pairs = cursor.integer("Q", "key-value count")
-    for count, smallest, limit, field in (
-        (n_pairs, SMALLEST_PAIR, MAX_PAIRS, "key-value count"),
-        (n_tensors, SMALLEST_TENSOR_INFO, MAX_TENSORS, "tensor count"),
+    for count, at, smallest, limit, field in (
+        (n_pairs, 16, SMALLEST_PAIR, MAX_PAIRS, "key-value count"),
+        (n_tensors, 8, SMALLEST_TENSOR_INFO, MAX_TENSORS, "tensor count"),
     ):
         if count > cursor.remaining // smallest or count > limit:
             raise cursor.error(
-                f"{field} is {count}, but {cursor.remaining} bytes follow (limit {limit})"
+                f"{field} is {count} at offset {at}, but {cursor.remaining} bytes follow "
+                f"(limit {limit})"
             )
     return version, n_tensors, n_pairs
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_mtp.closing import Closing
-from gguf_mtp.errors import FormatError, brief
+from gguf_mtp.errors import FormatError
 
 # Where in a file something lies: its first byte and the one behind its last.
 Window = tuple[int, int]
@@ -40,7 +40,7 @@ class SourceFile(Closing):
         except OSError as error:
             raise FormatError(f"{path}: cannot open: {error.strerror}") from error
         except ValueError:
-            raise FormatError(f"{brief(str(path))}: no file can have this name") from None
+            raise FormatError(f"{path}: no file can have this name") from None
         status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             self.close()

@@ -1,0 +1,23 @@
+"""Hostile inputs: what each is, who opens it, what is promised, and a control that is accepted.
+
+Inputs are made by code and not kept. `CASES` is the whole table; ``tests/test_hostile.py`` runs the
+command line over all of it, and docs/robustness.md shows it.
+"""
+
+from hostile.case import Case
+from hostile.checkpoints import CONFIG, INDEX, SAFETENSORS, TOKENIZER
+from hostile.files import GGUF, PARTS, TAIL
+from hostile.packages import LITERTLM, TFLITE
+
+GROUPS: dict[str, tuple[Case, ...]] = {
+    "GGUF": GGUF,
+    "GGUF in parts": PARTS,
+    "tail footer": TAIL,
+    "safetensors": SAFETENSORS,
+    "index JSON": INDEX,
+    "config JSON": CONFIG,
+    "tokenizer": TOKENIZER,
+    "litertlm": LITERTLM,
+    "TFLite": TFLITE,
+}
+CASES = tuple(case for cases in GROUPS.values() for case in cases)

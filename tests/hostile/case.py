@@ -1,0 +1,118 @@
+"""One row of the table of hostile inputs, and the commands that open such files."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiny
+from gguf_mtp.api import convert, split
+from gguf_mtp.drafters.litert.checkpoint import write_checkpoint
+from gguf_mtp.drafters.litert.package import read_drafter
+from litert_fixtures import fixture
+
+
+@dataclass(frozen=True)
+class Good:
+    """A small pair in every form, from which inputs are made: checkpoint directories, GGUFs of base
+    and heads, both in one in the two layouts, and a package with the checkpoint taken out of it."""
+
+    target: Path
+    drafter: Path
+    base: Path
+    heads: Path
+    merged: Path
+    tail: Path
+    package: Path
+    extracted: Path
+
+
+def make_good(root: Path) -> Good:
+    """Write the pair into the empty directory `root`."""
+    good = Good(
+        target=tiny.write_target(root / "target"),
+        drafter=tiny.write_drafter(root / "drafter"),
+        base=root / "base.gguf",
+        heads=root / "heads.gguf",
+        merged=root / "merged.gguf",
+        tail=root / "tail.gguf",
+        package=fixture("mixed"),
+        extracted=root / "extracted",
+    )
+    convert(good.target, good.drafter, good.merged)
+    split(good.merged, good.base, good.heads)
+    convert(good.base, good.heads, good.tail, layout="tail")
+    write_checkpoint(read_drafter(good.package), good.extracted)
+    return good
+
+
+# Use -> the command line that opens an input, which writes to the empty directory `out`.
+Line = Callable[[Good, Path, Path], list[object]]
+
+
+def _convert(good: Good, base: Path, heads: Path, out: Path) -> list[object]:
+    return ["convert", "--base", base, "--heads", heads, "-o", out / "o.gguf"]
+
+
+USES: dict[str, Line] = {
+    "inspect": lambda good, path, out: ["inspect", path, "--json"],
+    "base": lambda good, path, out: _convert(good, path, good.heads, out),
+    "heads": lambda good, path, out: _convert(good, good.base, path, out),
+    "attach": lambda good, path, out: (
+        ["attach", path, "--heads", good.heads, "-o", out / "o.gguf"]
+    ),
+    "attach in place": lambda good, path, out: (
+        ["attach", path, "--heads", good.heads, "--in-place"]
+    ),
+    "attached": lambda good, path, out: (
+        ["attach", good.base, "--heads", path, "-o", out / "o.gguf"]
+    ),
+    "split": lambda good, path, out: (
+        ["split", path, "--base-out", out / "b.gguf", "--heads-out", out / "h.gguf"]
+    ),
+    "detach": lambda good, path, out: ["detach", path, "-o", out / "o.gguf"],
+    "extract": lambda good, path, out: ["extract", path, "-o", out / "drafter"],
+    "audit": lambda good, path, out: ["audit", "--litert", path, "--hf", good.extracted],
+    "audited": lambda good, path, out: ["audit", "--litert", good.package, "--hf", path],
+    "verify": lambda good, path, out: ["verify", good.merged, "--manifest", path],
+}
+# Uses that end in 1 where an input is sound: what they compare differs.
+FINDS = frozenset({"audited"})
+WRITES_NOTHING = frozenset({"inspect", "audit", "audited", "verify", "attach in place"})
+
+# Writes an input for a use into an empty directory; returns its path.
+Maker = Callable[[Good, Path, str], Path]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A hostile input. `says` are words that the one line of error must have, besides the file's
+    name; where there are none the input is harmless and must be accepted, as `promise` says.
+
+    `control` makes the nearest input that is sound, which each of `controlled_by` must accept.
+    """
+
+    name: str
+    hostile: Maker
+    control: Maker
+    uses: tuple[str, ...]
+    says: tuple[str, ...] = ()
+    promise: str = "refused"
+    controlled_by: tuple[str, ...] | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return bool(self.says)
+
+    @property
+    def control_uses(self) -> tuple[str, ...]:
+        return self.uses if self.controlled_by is None else self.controlled_by
+
+
+def linked(source: Path, directory: Path, *without: str) -> Path:
+    """`directory`, made, with links to the files of `source` but those `without`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name not in without:
+            os.symlink(path, directory / path.name)
+    return directory

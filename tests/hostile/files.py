@@ -1,0 +1,623 @@
+"""Hostile GGUFs, whole, in parts and with a tail."""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from gguf_bytes import ARRAY, BOOL, STRING, U8, U32, U64, Info, array, build, pair, text, u32
+from gguf_mtp.api import convert
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.tail import FOOTER_BYTES, Footer, read_footer
+from hostile.case import Case, Good, Maker
+
+F32, Q8_0 = 0, 8
+I32 = 5
+HUGE = 1 << 62
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A GGUF taken to pieces, any of which can be wrong."""
+
+    pairs: tuple[bytes, ...]
+    infos: tuple[Info, ...]
+    data: bytes
+
+    def build(self, **counts: int) -> bytes:
+        return build(self.pairs, self.infos, self.data, **counts)  # type: ignore[arg-type]
+
+    def plus(self, *pairs: bytes) -> "Parts":
+        return replace(self, pairs=(*pairs, *self.pairs))
+
+    def tensor(
+        self,
+        dims: tuple[int, ...] = (8,),
+        kind: int = F32,
+        *,
+        name: bytes = b"extra.weight",
+        shift: int = 0,
+        nbytes: int = 32,
+    ) -> "Parts":
+        """One more tensor behind the others, `shift` bytes from where it belongs."""
+        info = Info(name, dims, kind, (len(self.data) + shift) % (1 << 64))
+        return replace(self, infos=(*self.infos, info), data=self.data + bytes(nbytes))
+
+
+@cache
+def parts_of(path: Path) -> Parts:
+    file = read_gguf(path)
+    types = {"F32": 0, "F16": 1, "BF16": 30, "I32": 26, "Q8_0": 8, "Q4_0": 2}
+    infos = tuple(
+        Info(
+            ref.name.encode(),
+            tuple(reversed(ref.shape)),
+            types[ref.dtype],
+            ref.offset - file.data_start,
+        )
+        for ref in file.tensors
+    )
+    keys = tuple(key.encode() for key in file.keys)
+    return Parts(keys, infos, path.read_bytes()[file.data_start :])
+
+
+# Which of the pair's files each use opens; `inspect` shows any.
+SUBJECTS = {"heads": "heads", "attached": "heads", "split": "merged"}
+READERS = ("inspect", "base", "attach", "attach in place", "heads", "attached", "split")
+BASES = ("inspect", "base", "attach")
+HEADS = ("heads", "attached")
+# What is no GGUF by its first bytes may be heads of another kind.
+NOT_HEADS = ("inspect", "base", "attach", "attach in place", "split")
+
+Change = Callable[[Parts], Parts | bytes]
+
+
+def made(change: Change) -> Maker:
+    """The file that a use opens, changed."""
+
+    def make(good: Good, directory: Path, use: str) -> Path:
+        subject = SUBJECTS.get(use, "base")
+        found = change(parts_of(getattr(good, subject)))
+        path = directory / f"{subject}.gguf"
+        path.write_bytes(found.build() if isinstance(found, Parts) else found)
+        return path
+
+    return make
+
+
+def same(parts: Parts) -> Parts:
+    return parts
+
+
+sound = made(same)
+
+
+def gguf(
+    name: str,
+    hostile: Change,
+    *says: str,
+    control: Change | None = None,
+    uses: tuple[str, ...] = READERS,
+    controlled_by: tuple[str, ...] = BASES,
+    promise: str = "refused",
+) -> Case:
+    return Case(
+        name, made(hostile), made(control) if control else sound, uses, says, promise, controlled_by
+    )
+
+
+def key(kind: int, payload: bytes) -> Change:
+    return lambda parts: parts.plus(pair(b"a.key", kind, payload))
+
+
+def items(kind: int, count: int, payload: bytes = b"") -> Change:
+    return lambda parts: parts.plus(array(b"a.key", kind, count, payload))
+
+
+def alignment(value: int) -> Change:
+    return lambda parts: parts.plus(u32(b"general.alignment", value))
+
+
+def aligned_64(parts: Parts) -> Parts | bytes:
+    """The same tensors, each on a multiple of 64."""
+    infos, data = [], b""
+    bounds = [*(info.offset for info in parts.infos), len(parts.data)]
+    for info, end in zip(parts.infos, bounds[1:], strict=True):
+        infos.append(replace(info, offset=len(data)))
+        data += parts.data[info.offset : end]
+        data += bytes(-len(data) % 64)
+    pairs = (u32(b"general.alignment", 64), *parts.pairs)
+    return build(pairs, infos, data, alignment=64)
+
+
+def tensor(dims: tuple[int, ...] = (8,), kind: int = F32, **fields: object) -> Change:
+    return lambda parts: parts.tensor(dims, kind, **fields)  # type: ignore[arg-type]
+
+
+def first_twice(parts: Parts) -> Parts:
+    return replace(parts, infos=(parts.infos[0], *parts.infos))
+
+
+def many_tensors(count: int) -> Change:
+    """That many tensors of one value, the last of which has the first one's name."""
+
+    def change(parts: Parts) -> bytes:
+        names = [f"t{number}".encode() for number in range(count - 1)] + [b"t0"]
+        infos = [Info(name, (1,), F32, 32 * at) for at, name in enumerate(names)]
+        return build(parts.pairs, infos, bytes(32 * count))
+
+    return change
+
+
+class MillionDimensions(Info):
+    def encode(self) -> bytes:
+        return text(self.name) + struct.pack("<I", 10**6) + bytes(64)
+
+
+def million_dimensions(parts: Parts) -> Parts:
+    info = MillionDimensions(b"extra.weight", (), F32, len(parts.data))
+    return replace(parts, infos=(*parts.infos, info))
+
+
+def name_of(raw: bytes) -> bytes:
+    return raw[8 : 8 + int.from_bytes(raw[:8], "little")]
+
+
+def shape_key(name: bytes, *values: bytes) -> Change:
+    """The key ``ARCH.name`` of the model, whatever its architecture, with another value."""
+
+    def change(parts: Parts) -> Parts:
+        old = next(raw for raw in parts.pairs if name_of(raw).endswith(name))
+        full = name_of(old)
+        kept = (raw for raw in parts.pairs if raw is not old)
+        return replace(parts, pairs=(*kept, *(text(full) + value for value in values)))
+
+    return change
+
+
+def value(kind: int, payload: bytes) -> bytes:
+    return struct.pack("<I", kind) + payload
+
+
+def cut(nbytes: int) -> Change:
+    return lambda parts: parts.build()[:nbytes]
+
+
+def in_key(change: Callable[[bytes], bytes]) -> Change:
+    """The first key's encoding, changed."""
+    return lambda parts: replace(parts, pairs=(change(parts.pairs[0]), *parts.pairs[1:]))
+
+
+GGUF = (
+    gguf(
+        "empty file", lambda parts: b"", "magic at offset 0 needs 4 bytes, 0 remain", uses=NOT_HEADS
+    ),
+    gguf("header cut at byte 3", cut(3), "magic at offset 0 needs 4", "remain", uses=NOT_HEADS),
+    *(
+        gguf(f"header cut at byte {at}", cut(at), "at offset", "bytes")
+        for at in (7, 15, 23, 31, 40, 47)
+    ),
+    gguf("header cut in an array", cut(3000), "at offset", "bytes"),
+    gguf("bad magic", lambda p: b"GGUG" + p.build()[4:], "b'GGUG'", uses=NOT_HEADS),
+    gguf("version 0", lambda p: p.build(version=0), "version is 0, expected one of (2, 3)"),
+    gguf(
+        "version 1",
+        lambda p: p.build(version=1),
+        "version is 1, expected",
+        control=lambda p: p.build(version=2),
+    ),
+    gguf("version 4", lambda p: p.build(version=4), "version is 4, expected"),
+    gguf("big-endian", lambda p: p.build(version=3 << 24), "big-endian"),
+    gguf("2^63 keys", lambda p: p.build(n_pairs=1 << 63), "key-value count is 9223372036854775808"),
+    gguf(
+        "2^63 tensors", lambda p: p.build(n_tensors=1 << 63), "tensor count is 9223372036854775808"
+    ),
+    gguf(
+        "length of a key past the end",
+        in_key(lambda raw: struct.pack("<Q", HUGE) + raw[8:]),
+        "name of key 0 at offset 32 needs 4611686018427387904 bytes",
+    ),
+    gguf(
+        "empty key",
+        lambda p: p.plus(pair(b"", U8, b"\0")),
+        "key 0 at offset 24 has an empty name",
+        control=lambda p: p.plus(pair(b"k", U8, b"\0")),
+    ),
+    gguf(
+        "key that is not UTF-8",
+        lambda p: p.plus(pair(b"\xff\xfe", U8, b"\0")),
+        "key 0 at offset 24 has a name that is not UTF-8",
+        control=lambda p: p.plus(pair("ä".encode(), U8, b"\0")),
+    ),
+    gguf("duplicate key", lambda p: p.plus(p.pairs[0]), "occurs twice", "at offset"),
+    gguf(
+        "value type 13",
+        key(13, bytes(8)),
+        "key a.key has value type 13 at offset 37, expected 0 to 12",
+        control=key(12, bytes(8)),
+    ),
+    gguf(
+        "length of a string past the end",
+        key(STRING, struct.pack("<Q", 1 << 40)),
+        "value of key a.key at offset 49 needs 1099511627776 bytes",
+        control=key(STRING, text(b"x" * 1000)),
+    ),
+    gguf(
+        "array of 2^62 numbers",
+        items(U64, HUGE),
+        "value of key a.key has 4611686018427387904 items",
+        "bytes remain",
+        control=items(U64, 3, bytes(24)),
+    ),
+    gguf(
+        "array of 2^62 strings",
+        items(STRING, HUGE),
+        "4611686018427387904 items",
+        "bytes remain",
+        control=items(STRING, 2, text(b"") + text(b"x")),
+    ),
+    gguf(
+        "arrays nested 2000 deep",
+        items(ARRAY, 1, struct.pack("<IQ", ARRAY, 1) * 2000),
+        "nests arrays deeper than 4",
+        control=items(ARRAY, 1, struct.pack("<IQ", U8, 1) + b"x"),
+    ),
+    gguf(
+        "a million empty arrays in one",
+        items(ARRAY, 1_000_000, struct.pack("<IQ", U8, 0) * 1_000_000),
+        "nests 1000000 arrays",
+        "at most 4096",
+        control=items(ARRAY, 4096, struct.pack("<IQ", U8, 0) * 4096),
+        uses=("inspect", "base", "heads"),
+    ),
+    gguf("bool 7", key(BOOL, b"\7"), "neither 0 nor 1", control=key(BOOL, b"\1")),
+    gguf("bool 7 in an array", items(BOOL, 2, b"\1\7"), "neither 0 nor 1"),
+    gguf("alignment 0", alignment(0), "general.alignment is 0", control=alignment(32)),
+    gguf("alignment 3", alignment(3), "general.alignment is 3", control=aligned_64),
+    gguf("alignment 2^31", alignment(1 << 31), "general.alignment is 2147483648"),
+    gguf(
+        "alignment of the wrong type",
+        lambda p: p.plus(pair(b"general.alignment", U64, struct.pack("<Q", 32))),
+        "general.alignment has type UINT64, expected UINT32",
+    ),
+    gguf("no dimensions", tensor(()), "has 0 dimensions, expected 1 to 4"),
+    gguf(
+        "5 dimensions",
+        tensor((1,) * 5),
+        "has 5 dimensions, expected 1 to 4",
+        control=tensor((2,) * 3),
+    ),
+    gguf("1e6 dimensions", million_dimensions, "has 1000000 dimensions, expected 1 to 4"),
+    gguf("a dimension of 0", tensor((8, 0)), "shape (0, 8), expected 1 to 2^63-1 elements"),
+    gguf("a negative dimension", tensor(((1 << 64) - 1,)), "expected 1 to 2^63-1 elements"),
+    gguf(
+        "dimensions whose product wraps",
+        tensor((1 << 32, 1 << 32)),
+        "expected 1 to 2^63-1 elements",
+        control=tensor((4, 2)),
+    ),
+    gguf("bytes that wrap", tensor((HUGE,)), "truncated"),
+    gguf(
+        "bytes of blocks that wrap",
+        tensor(((1 << 62) + 32, 1), Q8_0, nbytes=64),
+        "truncated",
+        control=tensor((32, 1), Q8_0, nbytes=64),
+    ),
+    gguf(
+        "tensor type 255 without bytes",
+        tensor((8,), 255, nbytes=0),
+        "unknown type 255",
+        "its size cannot be told",
+    ),
+    gguf(
+        "tensor type 255",
+        tensor((8,), 255, nbytes=64),
+        control=tensor(nbytes=32),
+        uses=BASES,
+        promise="accepted: copied as it is, all bytes up to the next tensor",
+    ),
+    gguf(
+        "tensor type 4, removed from ggml",
+        tensor((8,), 4, nbytes=64),
+        uses=BASES,
+        promise="accepted: copied as it is",
+    ),
+    gguf(
+        "row that is no multiple of its block",
+        tensor((48,), Q8_0, nbytes=64),
+        "rows of 48 values, Q8_0 needs a multiple of 32",
+        control=tensor((64,), Q8_0, nbytes=96),
+    ),
+    gguf("offset past the end", tensor(shift=1 << 40), "expected", "leaves a hole"),
+    gguf("offset near 2^64", tensor(shift=-(1 << 41)), "expected", "leaves a hole"),
+    gguf("unaligned offset", tensor(shift=4), "not a multiple of 32"),
+    gguf("overlapping tensors", tensor(shift=-32), "overlaps the tensor before it"),
+    gguf("a hole between tensors", tensor(shift=32, nbytes=64), "leaves a hole"),
+    gguf("duplicate tensor", first_twice, "occurs twice"),
+    gguf(
+        "60,000 tensors, the last a duplicate",
+        many_tensors(60_000),
+        "tensor t0 occurs twice",
+        uses=("inspect", "base"),
+    ),
+    gguf(
+        "100,000 tensors",
+        many_tensors(100_000),
+        "tensor count is 100000",
+        "limit 65536",
+        uses=("inspect", "base"),
+    ),
+    gguf(
+        "tensor name of 64 bytes",
+        tensor(name=b"n" * 64),
+        "name of 64 bytes, at most 63 fit",
+        control=tensor(name=b"n" * 63),
+    ),
+    gguf("tensor name with NUL", tensor(name=b"a\0b"), "control characters in its name: 'a\\x00b'"),
+    gguf(
+        "tensor name with ../",
+        tensor(name=b"../../etc/passwd"),
+        uses=BASES,
+        promise="accepted: names are never paths",
+    ),
+    gguf("truncated data", lambda p: p.build()[:-100], "the file at", "truncated"),
+    gguf("trailing bytes", lambda p: p.build() + bytes(33), "33 bytes follow the last tensor"),
+    gguf(
+        "general.architecture as a long array",
+        lambda p: replace(
+            p,
+            pairs=(
+                array(b"general.architecture", U8, 20_000_000, bytes(20_000_000)),
+                *(raw for raw in p.pairs if name_of(raw) != b"general.architecture"),
+            ),
+        ),
+        "general.architecture is [0, 0,",
+        uses=("base", "heads"),
+    ),
+    *(
+        gguf(
+            f"drafter with {what}",
+            lambda p, value=value: replace(  # type: ignore[misc]
+                p,
+                pairs=(
+                    *(raw for raw in p.pairs if b"nextn_predict_layers" not in raw),
+                    u32(b"gemma4-assistant.nextn_predict_layers", value),
+                ),
+            ),
+            f"nextn_predict_layers is {value}, expected 2",
+            uses=HEADS,
+            controlled_by=HEADS,
+        )
+        for what, value in (("0 MTP layers", 0), ("4e9 MTP layers", 4_000_000_000))
+    ),
+    gguf(
+        "drafter that does not say how many MTP layers",
+        lambda p: replace(
+            p, pairs=tuple(raw for raw in p.pairs if b"nextn_predict_layers" not in raw)
+        ),
+        uses=HEADS,
+        controlled_by=HEADS,
+        promise="accepted: taken from the tensors, with a note",
+    ),
+    *(
+        gguf(
+            f"{name} {what}",
+            shape_key(f".{name}".encode(), encoded),
+            f"{name} is",
+            "expected",
+            uses=("base", "attach", *HEADS),
+            controlled_by=("base", "attach", *HEADS),
+        )
+        for name, what, encoded in (
+            ("block_count", "0", value(U32, struct.pack("<I", 0))),
+            ("block_count", "of 1e9", value(U32, struct.pack("<I", 10**9))),
+            ("block_count", "that is text", value(STRING, text(b"2"))),
+            ("attention.head_count", "0", value(U32, struct.pack("<I", 0))),
+            ("attention.head_count", "-1", value(I32, struct.pack("<i", -1))),
+            ("attention.head_count", "that is text", value(STRING, text(b"2"))),
+        )
+    ),
+    gguf(
+        "block_count missing",
+        shape_key(b".block_count"),
+        "block_count",
+        uses=("base", "attach"),
+        controlled_by=("base", "attach"),
+    ),
+    gguf(
+        "base that states MTP layers of its own",
+        lambda p: p.plus(u32(b"gemma4.nextn_predict_layers", 4_000_000_000)),
+        "gemma4.nextn_predict_layers is 4000000000, expected none",
+        uses=("base", "attach"),
+        controlled_by=("base", "attach"),
+        control=lambda p: p.plus(u32(b"gemma4.nextn_predict_layers", 0)),
+    ),
+)
+
+
+MAX_PART = 200_000
+
+
+@cache
+def in_parts(good: Good) -> dict[str, bytes]:
+    """The merged file in parts, by name."""
+    directory = good.merged.parent / "parts"
+    directory.mkdir()
+    convert(good.target, good.drafter, directory / "m.gguf", split_max_size=MAX_PART)
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+Files = dict[str, bytes]
+
+
+def parts_case(name: str, change: Callable[[Files, list[str]], object], *says: str) -> Case:
+    def make(good: Good, directory: Path, use: str) -> Path:
+        files = dict(in_parts(good))
+        names = list(files)
+        change(files, names)
+        for name, data in files.items():
+            (directory / name).write_bytes(data)
+        return directory / next(iter(files))
+
+    def control(good: Good, directory: Path, use: str) -> Path:
+        for name, data in in_parts(good).items():
+            (directory / name).write_bytes(data)
+        return directory / next(iter(in_parts(good)))
+
+    return Case(f"parts: {name}", make, control, ("split",), says)
+
+
+def with_key(raw: bytes, old: bytes, new: bytes) -> bytes:
+    """A part with the encoding of one key's value exchanged for one of the same length."""
+    at = raw.index(old) + len(old) + 4
+    return raw[:at] + new + raw[at + len(new) :]
+
+
+def renumber(files: Files, names: list[str]) -> None:
+    files[names[1]] = with_key(files[names[1]], b"split.no", struct.pack("<H", 7))
+
+
+def other_total(files: Files, names: list[str]) -> None:
+    files[names[1]] = with_key(files[names[1]], b"split.tensors.count", struct.pack("<i", 999))
+
+
+def renamed(files: Files, names: list[str]) -> None:
+    data = files.pop(names[0])
+    others = dict(files)
+    files.clear()
+    files["one.gguf"] = data
+    files.update(others)
+
+
+PARTS = (
+    parts_case("missing", lambda files, names: files.pop(names[1]), "part 2 of", "is missing"),
+    parts_case(
+        "one there twice",
+        lambda files, names: files.update({names[1]: files[names[2]]}),
+        "split.no is 2, expected 1",
+    ),
+    parts_case("wrong number", renumber, "split.no is 7, expected 1"),
+    parts_case("wrong total", other_total, "split.tensors.count is 999, but the parts hold 114"),
+    parts_case("other name", renamed, "expected a name that ends in -00001-of-"),
+)
+
+FIELDS = struct.Struct("<8sQQQ32sI")
+
+
+def footer(good: Good) -> Footer:
+    found = read_footer(good.tail)
+    assert found is not None
+    return found
+
+
+def with_footer(change: Callable[[Footer], Footer]) -> Maker:
+    def make(good: Good, directory: Path, use: str) -> Path:
+        raw = good.tail.read_bytes()[:-FOOTER_BYTES] + change(footer(good)).encode()
+        path = directory / "tail.gguf"
+        path.write_bytes(raw)
+        return path
+
+    return make
+
+
+def edited(change: Callable[[bytearray, Footer], object]) -> Maker:
+    def make(good: Good, directory: Path, use: str) -> Path:
+        raw = bytearray(good.tail.read_bytes())
+        change(raw, footer(good))
+        path = directory / "tail.gguf"
+        path.write_bytes(raw)
+        return path
+
+    return make
+
+
+def set_byte(raw: bytearray, at: int) -> None:
+    raw[at] ^= 1
+
+
+def set_version(raw: bytearray, found: Footer) -> None:
+    fields = list(FIELDS.unpack_from(raw, len(raw) - FOOTER_BYTES))
+    fields[5] = 9
+    packed = FIELDS.pack(*fields)
+    raw[-FOOTER_BYTES:] = packed + struct.pack("<I", zlib.crc32(packed))
+
+
+def whole_again(raw: bytearray, found: Footer) -> None:
+    """The heads are the base with heads in a tail once more."""
+    inner = bytes(raw)
+    raw[found.heads_offset :] = inner
+    digest = hashlib.sha256(inner).digest()
+    raw += replace(found, heads_bytes=len(inner), sha256=digest).encode()
+
+
+TAIL_READERS = ("inspect", "split", "detach", "base", "attach in place")
+
+
+sound_tail = edited(lambda raw, found: None)
+
+
+def tail(name: str, hostile: Maker, *says: str, uses: tuple[str, ...] = TAIL_READERS) -> Case:
+    # A sound tail is refused by `base` and `attach`: it has heads already.
+    by = tuple(use for use in uses if use in ("inspect", "split", "detach"))
+    return Case(f"tail: {name}", hostile, sound_tail, uses, says, "refused", by)
+
+
+TAIL = (
+    tail("checksum", edited(lambda raw, found: set_byte(raw, -30)), "checksum is", "damaged"),
+    tail("version 9", edited(set_version), "version 9, expected 1"),
+    tail(
+        "base longer than the file",
+        with_footer(lambda found: replace(found, base_bytes=1 << 60)),
+        "footer at offset",
+        "end at",
+    ),
+    tail(
+        "heads of 2^63 bytes",
+        with_footer(lambda found: replace(found, heads_bytes=1 << 63)),
+        "heads of 9223372036854775808 bytes end at",
+    ),
+    tail(
+        "padding that is not zero",
+        edited(lambda raw, found: set_byte(raw, found.base_bytes)),
+        "the padding before the heads is not zero",
+    ),
+    tail(
+        "base of no bytes",
+        edited(
+            lambda raw, found: raw.__setitem__(
+                slice(0, None),
+                bytes(raw[found.heads_offset : -FOOTER_BYTES])
+                + replace(found, base_bytes=0).encode(),
+            )
+        ),
+        "magic at offset 0 needs 4 bytes, 0 remain",
+        uses=("inspect", "split"),
+    ),
+    tail(
+        "heads that are a whole tail file",
+        edited(whole_again),
+        "bytes follow the last tensor",
+        uses=("inspect", "split"),
+    ),
+    tail(
+        "interrupted attach",
+        edited(lambda raw, found: raw.extend(replace(found, pending=True).encode())),
+        "attaching heads was interrupted",
+        uses=("inspect", "split"),
+    ),
+    tail(
+        "damaged heads",
+        edited(lambda raw, found: set_byte(raw, -FOOTER_BYTES - 100)),
+        "SHA-256 of the heads is",
+        uses=("split",),
+    ),
+    tail(
+        "cut by a byte",
+        edited(lambda raw, found: raw.pop()),
+        "bytes follow the last tensor",
+        uses=("inspect", "base", "attach in place"),
+    ),
+)
