@@ -13,7 +13,7 @@ BENCH_ARGS    ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo lint test test-llamacpp fuzz-litert \
+.PHONY: help setup patch-llamacpp demo lint test test-llamacpp fuzz \
         bench bench-convert bench-convert-16g clean
 
 help:
@@ -23,7 +23,7 @@ help:
 	@echo "make lint               ruff and mypy"
 	@echo "On demand:"
 	@echo "make test-llamacpp      llama.cpp's own tests on the patched tree"
-	@echo "make fuzz-litert        fuzz the reader of .litertlm for an hour (MINUTES=60)"
+	@echo "make fuzz               fuzz everything that reads files of strangers (MINUTES=60)"
 	@echo "make bench              stock beside patched on the real shapes (BENCH_ARGS=--quick)"
 	@echo "make bench-convert      converting beside cp (BENCH_ARGS=\"--llama-cpp TREE --python PY\")"
 	@echo "make bench-convert-16g  a sparse 16 GB checkpoint within 1 GiB of address space"
@@ -57,8 +57,8 @@ test-llamacpp: $(STAMP)
 	    $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
 MINUTES ?= 60
-fuzz-litert: $(STAMP)
-	$(BIN)/python tools/fuzz_litert.py --minutes $(MINUTES)
+fuzz: $(STAMP)
+	$(BIN)/python tools/fuzz_readers.py --minutes $(MINUTES)
 
 # About 10 GB in the cache, and up to an hour: BENCH_ARGS=--quick is a few minutes.
 bench: $(STAMP)

@@ -1,0 +1,46 @@
+"""Fuzz one target until libFuzzer's limits are reached: ``python one.py TARGET [libFuzzer's ...]``.
+
+A process of its own, as libFuzzer ends the process it runs in. A finding makes it end with another
+exit code than 0, and its input is kept.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Only what reads is watched: numpy and click are not ours to explore.
+with atheris.instrument_imports(include=["gguf_mtp"]):
+    from fuzz.small import make_small
+    from fuzz.targets import TARGETS
+    from gguf_mtp.errors import MAX_MESSAGE, GgufMtpError
+
+# An error is one line; some room for what marks a cut.
+MAX_LINE = MAX_MESSAGE + 1000
+
+
+def main() -> None:
+    target = TARGETS[sys.argv[1]]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for part in ("small", "input"):
+            (root / part).mkdir()
+        run = target.runner(make_small(root / "small"), root / "input")
+
+        def one(data: bytes) -> None:
+            try:
+                run(data)
+            except GgufMtpError as error:
+                line = str(error)
+                if not line.isprintable() or not 0 < len(line) < MAX_LINE:
+                    raise ValueError(f"no line of error: {line!a}") from error
+
+        atheris.Setup([sys.argv[0], *sys.argv[2:]], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
