@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import quants
-from gguf.constants import GGMLQuantizationType
 
-from gguf_mtp.ggml import GgmlType
+from gguf_mtp.ggml import Q4_0, Q8_0, TYPES, GgmlType
 from gguf_mtp.model import Tensor, read_tensor
 from gguf_mtp.readers.source import TensorRef
 
@@ -128,7 +126,7 @@ class Encoder:
         signs = self._signs[: len(values)]
         np.right_shift(values.view(np.int32), 31, out=signs, casting="unsafe")
         if not self._write_q8_0(magnitudes, largest.view(np.float32), signs, out):
-            _reference(values, out, GGMLQuantizationType.Q8_0)
+            _reference(values, out, Q8_0)
 
     def _bf16_to_q8_0(self, halves: Halves, out: Bytes) -> None:
         """The same with half the work: signs and largest magnitudes are told by 16 bits."""
@@ -141,7 +139,7 @@ class Encoder:
         magnitudes = self._scaled[: len(halves)]
         np.left_shift(small, np.uint32(16), out=magnitudes.view(np.uint32), dtype=np.uint32)
         if not self._write_q8_0(magnitudes, largest.view(np.float32), signs, out):
-            _reference(self._widen(halves.view(np.uint8), "BF16"), out, GGMLQuantizationType.Q8_0)
+            _reference(self._widen(halves.view(np.uint8), "BF16"), out, Q8_0)
 
     def _block_max(self, bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The largest of each 32 magnitudes, given by their bit patterns, which order alike (NaNs
@@ -188,7 +186,7 @@ class Encoder:
         blocks = values.reshape(n_blocks, BLOCK_VALUES)
         largest = self._block_max(magnitudes.view(np.uint32)).view(np.float32)
         if not np.isfinite(largest).all():
-            _reference(values, out, GGMLQuantizationType.Q4_0)
+            _reference(values, out, Q4_0)
             return
         # The sign of the scale is that of the first value of the largest magnitude.
         at = (magnitudes.reshape(n_blocks, BLOCK_VALUES) == largest[:, None]).argmax(axis=1)
@@ -196,7 +194,7 @@ class Encoder:
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
         if np.isinf(inverse).any():
-            _reference(values, out, GGMLQuantizationType.Q4_0)
+            _reference(values, out, Q4_0)
             return
         scaled = magnitudes.reshape(n_blocks, BLOCK_VALUES)
         np.multiply(blocks, inverse[:, None], out=scaled)
@@ -227,11 +225,18 @@ def encoded_tensor(tensor: Tensor) -> Tensor:
     return replace(tensor, source=data, verbatim=True)
 
 
-def _reference(values: Floats, out: Bytes, number: GGMLQuantizationType) -> None:
+def _reference(values: Floats, out: Bytes, number: GgmlType) -> None:
     """Blocks with values that are not finite, or too small to invert: whatever gguf-py makes."""
+    np.copyto(out, _as_gguf_py(values.reshape(-1, BLOCK_VALUES), number).reshape(-1))
+
+
+def _as_gguf_py(values: Floats, number: GgmlType) -> npt.NDArray[Any]:
+    # Imported here: most conversions do without, and it takes longer than appending heads.
+    from gguf import GGMLQuantizationType, quants
+
     with np.errstate(all="ignore"):
-        quantized = quants.quantize(values.reshape(-1, BLOCK_VALUES), number)
-    np.copyto(out, quantized.reshape(-1))
+        quantized: npt.NDArray[Any] = quants.quantize(values, GGMLQuantizationType(number.id))
+    return quantized
 
 
 @cache
@@ -243,5 +248,4 @@ def _table(dtype: str, target: str) -> npt.NDArray[np.uint16]:
             wide = (every.astype(np.uint32) << 16).view(np.float32)
         else:
             wide = every.view(np.float16).astype(np.float32)
-        number = GGMLQuantizationType[target]
-        return np.ascontiguousarray(quants.quantize(wide, number)).view(np.uint16)
+    return np.ascontiguousarray(_as_gguf_py(wide, TYPES[target])).view(np.uint16)

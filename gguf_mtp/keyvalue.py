@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from gguf_mtp.string_array import encode_strings
+
 
 class ValueType(IntEnum):
     """GGUF's `gguf_metadata_value_type`."""
@@ -129,13 +131,9 @@ def string(name: str, value: str) -> KeyValue:
     return KeyValue(name, ValueType.STRING, _U64.pack(len(encoded)) + encoded)
 
 
-def strings(name: str, values: Sequence[str | bytes]) -> KeyValue:
-    # A vocabulary has hundreds of thousands.
-    encoded = [value.encode() if isinstance(value, str) else value for value in values]
-    pack = _U64.pack
-    parts = [part for item in encoded for part in (pack(len(item)), item)]
+def strings(name: str, values: Sequence[str]) -> KeyValue:
     head = _ARRAY_HEAD.pack(ValueType.STRING, len(values))
-    return KeyValue(name, ValueType.ARRAY, head + b"".join(parts))
+    return KeyValue(name, ValueType.ARRAY, head + encode_strings(values))
 
 
 def array(name: str, kind: ValueType, values: Iterable[int | float | bool]) -> KeyValue:

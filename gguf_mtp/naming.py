@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from gguf.constants import LlamaFileType
-
 from gguf_mtp.errors import OutputError
 from gguf_mtp.model import Half
 
@@ -23,21 +21,22 @@ def output_path(given: Path, base: Path, half: Half, outtype: str | None) -> Pat
     """
     if given.is_dir():
         given /= FROM_GGUF if half.kind == "gguf" else FROM_CHECKPOINT
-    values = {
-        "name": base.absolute().name.removesuffix(".gguf"),
-        "outtype": outtype or _type_name(half.value("general.file_type")),
-    }
 
     def fill(match: re.Match[str]) -> str:
-        if match[1] not in values:
+        if match[1] not in FIELDS:
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
             raise OutputError(f"{given}: {match[0]} is no field of a name, expected {known}")
-        return values[match[1]]
+        if match[1] == "name":
+            return base.absolute().name.removesuffix(".gguf")
+        return outtype or _type_name(half.value("general.file_type"))
 
     return given.with_name(_FIELD.sub(fill, given.name)) if given.name else given
 
 
 def _type_name(number: object) -> str:
+    # Imported here: it takes longer than appending heads to a file.
+    from gguf.constants import LlamaFileType
+
     names = {int(kind): kind.name for kind in LlamaFileType}
     name = names.get(number, "unknown") if isinstance(number, int) else "unknown"
     return name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()

@@ -17,7 +17,6 @@ from gguf_mtp.output import TEMP_SUFFIX, free_bytes
 from gguf_mtp.pipeline import Progress, default_threads
 from gguf_mtp.plan import one_gguf, plan
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
-from gguf_mtp.runtime.quantize import BUFFER_BYTES, quantize, require_library
 from gguf_mtp.writer import bytes_to_read, write_file
 
 # Opens a progress display: its label and the total of what is then reported.
@@ -45,6 +44,9 @@ class Needs:
 
 def needs(base: Half, heads_bytes: int) -> Needs:
     """What quantizing `base` takes, known before anything is written."""
+    # Imported here and below: most conversions do without the runtime.
+    from gguf_mtp.runtime.quantize import BUFFER_BYTES
+
     layout = plan(base.keys, base.tensors)
     quantized = layout.data_start
     for slot in layout.slots:
@@ -65,6 +67,8 @@ def quantized_base(
 
     It lies in the directory of `out`. Raises OutputError and RuntimeUnavailable.
     """
+    from gguf_mtp.runtime.quantize import require_library
+
     require_library()
     free = free_bytes(out.parent)
     if bounds.disk > free:
@@ -84,6 +88,8 @@ def quantized_base(
 
 
 def _quantize(floats: Path, result: Path, name: str, nbytes: int, bars: Bars) -> None:
+    from gguf_mtp.runtime.quantize import quantize
+
     with bars(name, nbytes) as advance:
         shown = 0
 

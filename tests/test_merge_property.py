@@ -15,7 +15,7 @@ import tiny
 from gguf_mtp.api import convert, split
 from gguf_mtp.drafters.dialects import WRITABLE
 from gguf_mtp.ggml import F32, TYPES, GgmlType, type_by_id
-from gguf_mtp.keyvalue import SCALARS, KeyValue, ValueType, array, scalar, strings, u32
+from gguf_mtp.keyvalue import SCALARS, KeyValue, ValueType, array, scalar, u32
 from gguf_mtp.model import Half, Tensor, half_from_gguf, read_tensor
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
@@ -56,7 +56,10 @@ def keys(draw: st.DrawFn, prefix: str) -> tuple[KeyValue, ...]:
         elif form == "array":
             found.append(array(full, kind, draw(st.lists(scalars(kind), max_size=5))))
         elif form == "strings":
-            found.append(strings(full, draw(st.lists(st.binary(max_size=9), max_size=4))))
+            items = draw(st.lists(st.binary(max_size=9), max_size=4))
+            raw = struct.pack("<IQ", ValueType.STRING, len(items))
+            raw += b"".join(struct.pack("<Q", len(item)) + item for item in items)
+            found.append(KeyValue(full, ValueType.ARRAY, raw))
         elif form == "string":
             text = draw(st.binary(max_size=20))
             raw = struct.pack("<Q", len(text)) + text

@@ -8,15 +8,6 @@ from types import FrameType
 from typing import NoReturn
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from gguf_mtp.pipeline import Progress as Advance
 
@@ -55,10 +46,20 @@ def exit_on_signals() -> Iterator[None]:
 @contextmanager
 def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance | None]:
     """A bar of bytes, rate and time left on a terminal's stderr; elsewhere nothing."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not sys.stderr.isatty():
         yield None
         return
+    # Imported here: it takes a good part of the time that appending heads does.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -66,6 +67,6 @@ def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance | N
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda nbytes: bar.update(task, advance=nbytes)

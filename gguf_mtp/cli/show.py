@@ -1,17 +1,20 @@
 """How sizes, values and plans are shown to people; text from files is escaped."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from gguf_mtp.keyvalue import KeyValue, ValueType
 from gguf_mtp.notes import Note
 from gguf_mtp.plan import FilePlan
+
+if TYPE_CHECKING:  # rich is imported where a table is made: most verbs print a line
+    from rich.console import Console
+    from rich.table import Table
 
 MAX_SHOWN_TEXT = 100
 MAX_NOTE_TEXT = 2000
@@ -61,6 +64,8 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 def name_table(title: str, names: Iterable[str], *columns: str) -> Table:
     """A table whose first column holds `names`, never shortened however narrow the terminal."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column(title, min_width=max(map(len, names), default=0), no_wrap=True)
     for column in columns:
@@ -70,6 +75,8 @@ def name_table(title: str, names: Iterable[str], *columns: str) -> Table:
 
 def wide_console() -> Console:
     """A console for tables with one line to a row; wide where no terminal sets the width."""
+    from rich.console import Console
+
     console = Console(soft_wrap=True, highlight=False)
     return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=200)
 
@@ -96,6 +103,8 @@ def plan_rows(plan: FilePlan) -> list[dict[str, Any]]:
 
 def print_plan(plan: FilePlan, output: Path) -> None:
     """The tensors that would be written, and the total."""
+    from rich.markup import escape
+
     table = name_table("tensor", (slot.tensor.name for slot in plan.slots), "type", "shape")
     table.add_column("bytes", justify="right")
     for slot in plan.slots:

@@ -19,7 +19,6 @@ from gguf_mtp.drafters.ordered_head import (
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import TextConfig, read_text_config
 from gguf_mtp.gemma4.family import DRAFTER, architecture
-from gguf_mtp.gemma4.general import general_keys
 from gguf_mtp.gemma4.keys import (
     hyperparameters,
     quantization_version,
@@ -48,6 +47,9 @@ def assistant_from_checkpoint(
     A checkpoint without tokenizer files gets the keys `tokenizer`, its target's.
     Raises FormatError and UnsupportedError, naming file and field.
     """
+    # Imported here for gguf-py, which only checkpoints need.
+    from gguf_mtp.gemma4.general import general_keys
+
     where = checkpoint.path / "config.json"
     family = architecture(checkpoint, DRAFTER)
     values = checkpoint.config.get("text_config")

@@ -12,7 +12,6 @@ from gguf_mtp.drafters.carried import CARRIED, restore_carried
 from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
 from gguf_mtp.drafters.extraction import is_extraction, read_extraction
 from gguf_mtp.drafters.infer import complete
-from gguf_mtp.drafters.litert.gguf import drafter_from_litertlm
 from gguf_mtp.drafters.translate import dialect_of, to_upstream
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue, string, strings
@@ -84,6 +83,9 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
 
 
 def _read_litertlm(path: Path, base: Half, heads_type: str | None) -> Heads:
+    # Imported here: a dozen modules that other heads do without.
+    from gguf_mtp.drafters.litert.gguf import drafter_from_litertlm
+
     found = drafter_from_litertlm(path, base, heads_type)
     return Heads(found.drafter, facts=found.facts, notes=found.notes)
 

@@ -6,22 +6,14 @@ Source: llama.cpp ``conversion/gemma.py`` and ``conversion/base.py``, ``set_gguf
 import struct
 from collections.abc import Iterator
 
-from gguf import GGML_QUANT_VERSION
-from gguf.constants import LlamaFileType
-
 from gguf_mtp.gemma4.config import SLIDING, TextConfig
-from gguf_mtp.ggml import BF16, F16, F32, Q4_0, Q8_0, GgmlType
+from gguf_mtp.ggml import BF16, F16, F32, Q4_0, Q8_0, QUANTIZATION_VERSION, GgmlType
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, u32
 from gguf_mtp.model import Tensor
 
 ROPE_FREQS = "rope_freqs.weight"
-FILE_TYPES = {
-    F32: LlamaFileType.ALL_F32,
-    F16: LlamaFileType.MOSTLY_F16,
-    BF16: LlamaFileType.MOSTLY_BF16,
-    Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    Q4_0: LlamaFileType.MOSTLY_Q4_0,
-}
+# llama.h's ``llama_ftype``.
+FILE_TYPES = {F32: 0, F16: 1, BF16: 32, Q8_0: 7, Q4_0: 2}
 
 
 def hyperparameters(config: TextConfig, arch: str, outtype: GgmlType) -> Iterator[KeyValue]:
@@ -68,7 +60,7 @@ def hyperparameters(config: TextConfig, arch: str, outtype: GgmlType) -> Iterato
 
 
 def quantization_version() -> KeyValue:
-    return u32("general.quantization_version", GGML_QUANT_VERSION)
+    return u32("general.quantization_version", QUANTIZATION_VERSION)
 
 
 def rope_freqs(config: TextConfig) -> Tensor:

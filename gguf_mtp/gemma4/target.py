@@ -6,7 +6,6 @@ from pathlib import Path
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import read_text_config
 from gguf_mtp.gemma4.family import TARGET, architecture
-from gguf_mtp.gemma4.general import general_keys
 from gguf_mtp.gemma4.keys import hyperparameters, quantization_version, rope_freqs
 from gguf_mtp.gemma4.outtype import base_outtype, check_float, stored_type
 from gguf_mtp.gemma4.tensors import Expected, target_tensors, text_name
@@ -26,6 +25,9 @@ def target_half(checkpoint: Checkpoint, outtype: str, metadata: Path | None = No
 
     Raises FormatError and UnsupportedError, naming file and field.
     """
+    # Imported here for gguf-py, which only checkpoints need.
+    from gguf_mtp.gemma4.general import general_keys
+
     where = checkpoint.path / "config.json"
     family = architecture(checkpoint, TARGET)
     values = checkpoint.config.get("text_config", checkpoint.config)

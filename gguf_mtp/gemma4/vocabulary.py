@@ -5,22 +5,26 @@ Source: llama.cpp ``conversion/gemma.py`` (``set_vocab``), ``gguf-py/gguf/vocab.
 transformers 5.22 ``tokenization_utils_base.py`` (which tokens count as special).
 """
 
-import re
-from collections.abc import Iterator
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import hexdigits
 from typing import Any
 
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.chat_template import chat_template_keys
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, strings, u32
 from gguf_mtp.readers.checkpoint import Checkpoint
+from gguf_mtp.readers.strict_json import MAX_BYTES, parse_object, read_small
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SCORE = -1000.0
 SPACE = "\u0120"
 TOKENIZER_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
-BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# Of either case.
+BYTE_TOKENS = tuple(f"<0x{high}{low}>" for high in hexdigits for low in hexdigits)
 # What text falls back to that has no token of its own.
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -71,34 +75,24 @@ def vocabulary(checkpoint: Checkpoint, vocab_size: int) -> list[KeyValue]:
     and UnsupportedError for tokenizers of another kind than Gemma's byte-fallback BPE.
     """
     where = checkpoint.path / "tokenizer.json"
-    tokenizer = checkpoint.json("tokenizer.json")
     settings = checkpoint.json("tokenizer_config.json")
-    if tokenizer is None or settings is None:
-        missing = "tokenizer.json" if tokenizer is None else "tokenizer_config.json"
+    if settings is None or not has_tokenizer(checkpoint):
+        missing = "tokenizer_config.json" if has_tokenizer(checkpoint) else "tokenizer.json"
         raise UnsupportedError(f"{checkpoint.path}: no {missing}")
-    model = _model(where, tokenizer)
-    added = _added_tokens(where, tokenizer)
-    tokens = _tokens(where, model["vocab"], added, vocab_size)
-    missing_byte = next((text for text in BYTES if text not in model["vocab"]), None)
-    if missing_byte is not None:
-        raise FormatError(f"{where}: byte token {missing_byte!a} is not in model.vocab")
+    tokenizer = _read_tokenizer(where, vocab_size)
     specials = _special_texts(checkpoint, settings)
-    unknown = sorted(specials - set(tokens))
+    unknown = sorted(text for text in specials if not tokenizer.ids(text))
     if unknown:
         raise FormatError(f"{where}: special token {unknown[0]!a} is not in the vocabulary")
-    plan = _special_plan(checkpoint, tokenizer, settings, added, len(tokens))
-    types = [_token_type(token, specials) for token in tokens]
-    for text, number in added.items():
-        if number >= len(model["vocab"]) and text not in specials | VISIBLE:
-            types[number] = USER_DEFINED
+    plan = _special_plan(checkpoint, tokenizer, settings, vocab_size)
     keys = {
         key.name: key
         for key in (
             string("tokenizer.ggml.model", "gemma4"),
-            strings("tokenizer.ggml.tokens", tokens),
-            array("tokenizer.ggml.scores", ValueType.FLOAT32, [SCORE] * len(tokens)),
-            array("tokenizer.ggml.token_type", ValueType.INT32, types),
-            *_merges(where, model),
+            tokenizer.tokens,
+            array("tokenizer.ggml.scores", ValueType.FLOAT32, [SCORE] * vocab_size),
+            array("tokenizer.ggml.token_type", ValueType.INT32, _types(tokenizer, specials)),
+            tokenizer.merges,
             *(u32(ID_KEYS[kind], number) for kind, number in plan.ids.items()),
             *(boolean(ADD_KEYS[kind], flag) for kind, flag in plan.add.items()),
             *chat_template_keys(checkpoint, settings),
@@ -108,6 +102,49 @@ def vocabulary(checkpoint: Checkpoint, vocab_size: int) -> list[KeyValue]:
     # Always true for Gemma 4; where the tokenizer states it too, it keeps that place.
     keys[ADD_KEYS["bos"]] = boolean(ADD_KEYS["bos"], True)
     return list(keys.values())
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What a tokenizer.json comes to: two keys, the ids of its model's tokens and of those added,
+    and what frames a text."""
+
+    tokens: KeyValue
+    merges: KeyValue
+    vocab: dict[str, int]
+    added: dict[str, int]
+    post_processor: Any
+
+    def ids(self, text: str) -> set[int]:
+        """The places of a token; an added one may have one more."""
+        return {ids[text] for ids in (self.vocab, self.added) if text in ids}
+
+
+# The last tokenizer.json read, by SHA-256 and vocabulary size: a drafter's is its target's.
+_last_read: dict[tuple[bytes, int], _Tokenizer] = {}
+
+
+def _read_tokenizer(where: Path, vocab_size: int) -> _Tokenizer:
+    encoded = read_small(where, MAX_BYTES)
+    content = hashlib.sha256(encoded).digest(), vocab_size
+    if content not in _last_read:
+        tokenizer = parse_object(encoded, str(where))
+        model = _model(where, tokenizer)
+        added = _added_tokens(where, tokenizer)
+        tokens = _tokens(where, model["vocab"], added, vocab_size)
+        missing_byte = next((text for text in BYTES if text not in model["vocab"]), None)
+        if missing_byte is not None:
+            raise FormatError(f"{where}: byte token {missing_byte!a} is not in model.vocab")
+        read = _Tokenizer(
+            strings("tokenizer.ggml.tokens", tokens),
+            strings("tokenizer.ggml.merges", _merges(where, model)),
+            model["vocab"],
+            added,
+            tokenizer.get("post_processor"),
+        )
+        _last_read.clear()
+        _last_read[content] = read
+    return _last_read[content]
 
 
 def _model(where: Path, tokenizer: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +192,14 @@ def _tokens(
 ) -> list[str]:
     """Token texts by id."""
     tokens: list[str | None] = [None] * vocab_size
-    for text, number in [*vocab.items(), *added.items()]:
+    ids = [*vocab.values()]
+    if ids == [*range(len(ids))] and {int}.issuperset(map(type, ids)) and len(ids) <= vocab_size:
+        # In order, as the tokenizers library writes them: nothing to check one by one.
+        tokens[: len(ids)] = vocab
+        rest = itertools.chain(added.items())
+    else:
+        rest = itertools.chain(vocab.items(), added.items())
+    for text, number in rest:
         if type(number) is not int or not 0 <= number < vocab_size:
             raise FormatError(
                 f"{where}: token {text!a} has id {brief(number)}, expected 0 to {vocab_size - 1} "
@@ -170,26 +214,35 @@ def _tokens(
         raise FormatError(
             f"{where}: {len(texts)} tokens, expected vocab_size = {vocab_size}; id {gap} is missing"
         )
-    for text in texts:
-        if not text.isascii() and not _encodable(text):
-            raise FormatError(f"{where}: token {text!a} is not valid Unicode")
+    _check_unicode(where, "token", texts)
     return texts
 
 
-def _encodable(text: str) -> bool:
+def _check_unicode(where: Path, what: str, texts: list[str]) -> None:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        lengths = itertools.accumulate(map(len, texts))
+        culprit = texts[next(at for at, end in enumerate(lengths) if end > error.start)]
+        raise FormatError(f"{where}: {what} {culprit!a} is not valid Unicode") from None
 
 
-def _token_type(text: str, specials: set[str]) -> int:
-    if text in VISIBLE:
-        return USER_DEFINED
-    if BYTE_TOKEN.fullmatch(text):
-        return BYTE
-    return CONTROL if text in specials else NORMAL
+def _types(tokenizer: _Tokenizer, specials: set[str]) -> list[int]:
+    """Every token's type; what comes later overrides what came before."""
+    types = [NORMAL] * tokenizer.tokens.count
+
+    def mark(texts: Iterable[str], kind: int) -> None:
+        for text in texts:
+            for number in tokenizer.ids(text):
+                types[number] = kind
+
+    mark(specials, CONTROL)
+    mark(BYTE_TOKENS, BYTE)
+    for text, number in tokenizer.added.items():
+        if number >= len(tokenizer.vocab) and text not in specials:
+            types[number] = USER_DEFINED
+    mark(VISIBLE, USER_DEFINED)
+    return types
 
 
 def _special_texts(checkpoint: Checkpoint, settings: dict[str, Any]) -> set[str]:
@@ -233,21 +286,20 @@ class _SpecialPlan:
 
 def _special_plan(
     checkpoint: Checkpoint,
-    tokenizer: dict[str, Any],
+    tokenizer: _Tokenizer,
     settings: dict[str, Any],
-    added: dict[str, int],
     n_tokens: int,
 ) -> _SpecialPlan:
     plan = _SpecialPlan()
     names = {f"{kind}_token": settings.get(f"{kind}_token") for kind in (*ID_KEYS, "cls")}
-    template = _template(tokenizer.get("post_processor"))
+    template = _template(tokenizer.post_processor)
     if template is not None:
         _apply_template(checkpoint.path / "tokenizer.json", template, names, plan.add)
     for kind in ID_KEYS:
         flag = settings.get(f"add_{kind}_token")
         if isinstance(flag, bool) and kind in ADD_KEYS:
             plan.add.setdefault(kind, flag)
-        number = added.get(_content(names[f"{kind}_token"]) or "")
+        number = tokenizer.added.get(_content(names[f"{kind}_token"]) or "")
         if number is not None:
             plan.ids[kind] = number
     text_config = checkpoint.config.get("text_config")
@@ -307,20 +359,25 @@ def _parts(where: Path, template: dict[str, Any], name: str) -> list[str | None]
     return [text.get("id") if isinstance(text, dict) else None for text in texts]
 
 
-def _merges(where: Path, model: dict[str, Any]) -> list[KeyValue]:
+def _merges(where: Path, model: dict[str, Any]) -> list[str]:
+    """Each merge's two parts joined by a space; a space within one is written as U+0120."""
     merges = model.get("merges")
     if not isinstance(merges, list) or not merges:
         raise FormatError(f"{where}: model.merges is not a filled list")
-    try:
-        lines = [merge if isinstance(merge, str) else _merge(*merge) for merge in merges]
-    except (TypeError, AttributeError):
-        raise FormatError(f"{where}: model.merges holds more than pairs of strings") from None
-    return [strings("tokenizer.ggml.merges", lines)]
-
-
-def _merge(left: str, right: str) -> str:
-    """The parts joined by a space; a space within one is written as U+0120."""
-    return f"{left.replace(' ', SPACE)} {right.replace(' ', SPACE)}"
+    kinds = set(map(type, merges))
+    if kinds == {str}:
+        lines = merges
+    elif kinds == {list} and set(map(len, merges)) == {2}:
+        try:
+            lines = [*map(" ".join, merges)]
+        except TypeError:
+            raise FormatError(f"{where}: model.merges holds more than pairs of strings") from None
+        if "".join(lines).count(" ") > len(lines):
+            lines = [" ".join(part.replace(" ", SPACE) for part in merge) for merge in merges]
+    else:
+        raise FormatError(f"{where}: model.merges holds more than pairs of strings")
+    _check_unicode(where, "merge", lines)
+    return lines
 
 
 def suppressed_tokens(checkpoint: Checkpoint, n_tokens: int) -> list[KeyValue]:

@@ -12,6 +12,7 @@ from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.ggml import type_by_id
 from gguf_mtp.keyvalue import SCALAR_BYTES, KeyValue, ValueType
 from gguf_mtp.readers.source import SourceFile, TensorRef, Window
+from gguf_mtp.string_array import LENGTH_BYTES, whole_strings
 from gguf_mtp.unique import first_repeated
 
 MAGIC = b"GGUF"
@@ -29,10 +30,6 @@ MAX_TENSORS = 1 << 16
 SMALLEST_PAIR = 8 + 1 + 4 + 1
 SMALLEST_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
 READ_AHEAD = 1 << 20
-LONG_ARRAY = 1 << 15
-MAX_SEEN = 4
-# Count -> the encoding of that many strings, checked when it was first read.
-_seen: dict[int, bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -85,28 +82,18 @@ class _Cursor:
         return self.take(self.integer("Q", f"length of {field}"), field)
 
     def strings(self, count: int, field: str) -> bytes:
-        """The encoding of `count` strings, lengths included; one pass, as vocabularies are long."""
-        seen = _seen.get(count, b"")
-        fits = 0 < len(seen) <= min(self.remaining, MAX_HEADER_BYTES - self.offset)
-        # Base, heads and what is written of them mostly have the same vocabulary.
-        if fits and self.source.read(self.offset, len(seen)) == seen:
-            self.offset += len(seen)
-            return seen
-        first, unpack = self.offset, struct.Struct("<Q").unpack_from
-        for _ in range(count):
+        """The encoding of `count` strings, lengths included."""
+        first = self.offset
+        while count:
             begin = self.offset - self._start
-            if begin + 8 > len(self._buffer):
-                self._refill(8, field)
-                begin = 0
-            nbytes = 8 + unpack(self._buffer, begin)[0]
-            if begin + nbytes > len(self._buffer):
-                self._refill(nbytes, field)
-            self.offset += nbytes
-        encoded = self.source.read(first, self.offset - first)
-        if count >= LONG_ARRAY:
-            _seen.pop(next(iter(_seen)) if len(_seen) == MAX_SEEN else count, None)
-            _seen[count] = encoded
-        return encoded
+            passed, end = whole_strings(self._buffer, begin, count)
+            count -= passed
+            self.offset += end - begin
+            if not passed:
+                at, length = self.offset, self.integer("Q", f"length of {field}")
+                self.offset = at
+                self._refill(LENGTH_BYTES + length, field)
+        return self.source.read(first, self.offset - first)
 
     def _refill(self, nbytes: int, field: str) -> None:
         """Hold `nbytes` or more from the current offset on in the buffer, or refuse."""

@@ -1,0 +1,69 @@
+"""The items of a GGUF array of strings, each behind its length in 8 bytes: encoded and measured
+without a step for each, as a vocabulary has hundreds of thousands.
+
+Source: the GGUF specification (ggml ``docs/gguf.md``), `gguf_string_t`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LENGTH_BYTES = 8
+# Becomes 8 bytes of 0xFF, which no UTF-8 holds, where a length is to go.
+_GAP = "\udcff" * LENGTH_BYTES
+# Zeros behind the only byte of a length below 256.
+_ZEROS = LENGTH_BYTES - 1
+# Of a buffer at a time; bounds the memory that positions take.
+SEARCHED_BYTES = 1 << 20
+
+
+def encode_strings(values: Sequence[str]) -> bytes:
+    """All of `values`. Raises UnicodeEncodeError for one that is not valid Unicode."""
+    "".join(values).encode()
+    text = _GAP + _GAP.join(values) if values else ""
+    data = np.frombuffer(bytearray(text.encode("utf-8", "surrogateescape")), np.uint8)
+    gaps = data == 0xFF
+    starts = np.flatnonzero(gaps)[::LENGTH_BYTES]
+    lengths = np.diff(starts, append=len(data)) - LENGTH_BYTES
+    data[gaps] = 0
+    for place in range(LENGTH_BYTES):
+        if lengths.any():
+            data[starts + place] = lengths & 0xFF
+            lengths >>= 8
+    return data.tobytes()
+
+
+def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
+    """How many strings, `limit` at most, lie whole in `buffer` from `begin` on, and where they end;
+    none only where the first one does not.
+
+    Places that look like a length (a byte and seven zeros) are found all at once. Where each leads
+    to the next one there is nothing left to do; elsewhere the strings are followed one by one.
+    """
+    searched = min(begin + SEARCHED_BYTES, len(buffer))
+    data = np.frombuffer(buffer, np.uint8, searched)
+    zeros = begin + np.flatnonzero(data[begin:] == 0)
+    ends = zeros[_ZEROS - 1 :]
+    starts = zeros[: len(ends)]
+    places = starts[ends - starts == _ZEROS - 1] - 1
+    places = places[(places >= begin) & (data[places] != 0)]
+    leads_on = places[:-1] + LENGTH_BYTES + data[places[:-1]] == places[1:]
+    lasts = np.flatnonzero(~np.append(leads_on, False)).tolist()
+    runs = {
+        int(places[first]): (first, last)
+        for first, last in zip([0, *(last + 1 for last in lasts)], lasts)  # noqa: B905
+        if first < last
+    }
+    count, at = 0, begin
+    while count < limit and at < searched:
+        if at in runs:
+            first, last = runs[at]
+            passed = min(last - first, limit - count)
+            count, at = count + passed, int(places[first + passed])
+            continue
+        text = at + LENGTH_BYTES
+        following = text + int.from_bytes(buffer[at:text], "little")
+        if text > len(buffer) or following > len(buffer):
+            break
+        count, at = count + 1, following
+    return count, at
