@@ -18,6 +18,7 @@ VERBS = {
     "extract": "gguf_mtp.cli.extract",
     "inspect": "gguf_mtp.cli.inspect",
     "report": "gguf_mtp.cli.report",
+    "run": "gguf_mtp.cli.run",
     "split": "gguf_mtp.cli.split",
     "verify": "gguf_mtp.cli.verify",
     "validate": "gguf_mtp.cli.validate",

@@ -1,6 +1,7 @@
 """Running a base model with its MTP heads on llama.cpp, through llama-cpp-python."""
 
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
+from gguf_mtp.runtime.generate import Chat, Generation, MtpModel, Piece, Statistics
 from gguf_mtp.runtime.library import Library, load_library
 from gguf_mtp.runtime.pair import Pair, PairContexts, open_pair
 from gguf_mtp.runtime.sampling import MatchRule, RejectionRule, SamplingLoop
@@ -14,21 +15,26 @@ from gguf_mtp.runtime.speculative import (
 )
 
 __all__ = [
+    "Chat",
     "Context",
     "ContextOptions",
+    "Generation",
     "Library",
     "MatchRule",
     "Model",
     "ModelOptions",
     "MtpDrafter",
+    "MtpModel",
     "Pair",
     "PairContexts",
+    "Piece",
     "RejectAllLoop",
     "RejectionRule",
     "Round",
     "Run",
     "SamplingLoop",
     "SpeculativeLoop",
+    "Statistics",
     "decode_plainly",
     "load_library",
     "open_pair",

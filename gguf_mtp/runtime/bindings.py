@@ -129,12 +129,18 @@ class Model(Closing):
         """Turn text into token ids, with BOS where the model wants it; control tokens stay text."""
         return self._tokens(text, start=True, control=False)
 
-    def tokenize_turn(self, text: str) -> tuple[int, ...]:
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file has a chat template: a model that answers rather than continues."""
+        return bool(self.library.api.llama_model_chat_template(self.address, None))
+
+    def tokenize_turn(self, text: str, first: bool = True) -> tuple[int, ...]:
         """Turn a user's message into token ids up to where the model's answer begins.
 
-        Gemma 4's turn markup. Raises RuntimeUnavailable where the vocabulary lacks it.
+        Gemma 4's turn markup; only the `first` turn of a chat begins with BOS. Raises
+        RuntimeUnavailable where the vocabulary lacks the markup.
         """
-        before = self._tokens("<|turn>user\n", start=True, control=True)
+        before = self._tokens("<|turn>user\n", start=first, control=True)
         after = self._tokens("<turn|>\n<|turn>model\n", start=False, control=True)
         if self.piece(after[0]) != b"<turn|>":
             raise RuntimeUnavailable(f"{self.path}: the vocabulary has no Gemma 4 turn markup")
@@ -151,10 +157,14 @@ class Model(Closing):
             raise self.library.failure(f"{self.path}: cannot tokenize {text[:40]!r}")
         return tuple(buffer[:n])
 
-    def piece(self, token: int) -> bytes:
-        """Return one token's text as bytes (control tokens included)."""
+    def tokenize_turn_end(self) -> tuple[int, ...]:
+        """Return what stands between the model's answer and the next turn."""
+        return self._tokens("<turn|>\n", start=False, control=True)
+
+    def piece(self, token: int, control: bool = True) -> bytes:
+        """Return one token's text as bytes; of control tokens nothing where `control` is False."""
         buffer = ctypes.create_string_buffer(512)
-        n = self.library.api.llama_token_to_piece(self._vocab, token, buffer, 512, 0, True)
+        n = self.library.api.llama_token_to_piece(self._vocab, token, buffer, 512, 0, control)
         return buffer.raw[: max(0, n)]
 
     def text(self, tokens: Sequence[int]) -> str:
