@@ -185,6 +185,15 @@ def sampled(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
+def test_a_seed_repeats_its_text_whatever_came_before(merged_f32: Path, tmp_path: Path) -> None:
+    flags = ("-m", merged_f32, "--spec-draft-rejection")
+    with server(programs("exact"), *flags, log=tmp_path / "log") as running:
+        texts = [
+            running.complete(PROMPTS[0], 64, seed=seed, **PURE)["tokens"] for seed in (1, 2, 1)
+        ]
+    assert texts[0] == texts[2] != texts[1]
+
+
 def test_rejection_sampling_accepts_more(sampled: dict[str, list[Any]]) -> None:
     def tokens_per_pass(answers: Sequence[Any]) -> float:
         timings = [answer["timings"] for answer in answers]
