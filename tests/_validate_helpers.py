@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -49,7 +50,7 @@ class FakeContext:
         self.rows = []
         for i, token in enumerate(tokens):
             self.cache.append(token)
-            row = logits_after(self.cache)
+            row = logits_after(tuple(self.cache))
             if self.wide_shift and len(tokens) > 1:
                 row = row.copy()
                 row[i % VOCAB] += self.wide_shift
@@ -82,8 +83,9 @@ def fake_context(**arguments: Any) -> Context:
     return cast(Context, FakeContext(**arguments))
 
 
-def logits_after(tokens: Sequence[int]) -> Row:
-    """Return logits [VOCAB] that depend on every token and on their order."""
+@cache
+def logits_after(tokens: tuple[int, ...]) -> Row:
+    """Return logits [VOCAB] that depend on every token and on their order; not to be changed."""
     seed = hashlib.sha256(repr(list(tokens)).encode()).digest()[:8]
     rng = np.random.default_rng(int.from_bytes(seed, "little"))
     return rng.standard_normal(VOCAB).astype(np.float32)

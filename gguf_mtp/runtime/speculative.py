@@ -155,7 +155,7 @@ class SpeculativeLoop:
             start = position
             position = self._roll_back(start, accepted, len(drafted) + 1)
             emitted, ended = _until_end(
-                [*drafted[:accepted], verified.choices[accepted]],
+                self._emit(drafted, verified, accepted),
                 n_predict - len(tokens),
                 self.stop,
             )
@@ -228,6 +228,10 @@ class SpeculativeLoop:
         while accepted < len(drafted) and drafted[accepted] == verified.choices[accepted]:
             accepted += 1
         return accepted
+
+    def _emit(self, drafted: Sequence[int], verified: Verified, accepted: int) -> list[int]:
+        """Return what a round adds to the output: the accepted drafts and the target's own token."""
+        return [*drafted[:accepted], verified.choices[accepted]]
 
     def _next_hidden(self, verified: Verified, accepted: int) -> Row:
         """Return the row the newest emitted token was chosen from: row `accepted`."""

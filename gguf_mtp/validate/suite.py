@@ -152,7 +152,8 @@ def _decode(
         measured.flash_attn = contexts.target.flash_attn
         loop = make_loop(contexts, options.n_max, stop)
         drafter = MtpDrafter(contexts.drafter)
-        control = RejectAllLoop(contexts.target, drafter, options.n_max, stop)
+        # The loop's own drafter: what it does to the target's cache is under test as well.
+        control = RejectAllLoop(contexts.target, loop.drafter, options.n_max, stop)
         for done, (prompt, tokens) in enumerate(
             zip(measured.prompts, measured.tokens, strict=True)
         ):

@@ -155,6 +155,10 @@ def redraft(target: Context, drafter: Drafter, prompt: str, run: Run) -> Diverge
         for i, (expected, found) in enumerate(zip(again, r.drafted, strict=True)):
             if expected != found:
                 return Divergence(prompt, written + i, expected, found, None, "draft differs")
+        room = len(r.drafted) + 1
+        if len(r.emitted) > room:
+            extra = r.emitted[room]
+            return Divergence(prompt, written + room, None, extra, None, "more than was verified")
         target.decode([token, *r.drafted], position)
         hidden = target.hidden(len(r.emitted) - 1)
         target.keep(position + len(r.emitted))
