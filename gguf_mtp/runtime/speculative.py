@@ -230,7 +230,7 @@ class SpeculativeLoop:
         return accepted
 
     def _emit(self, drafted: Sequence[int], verified: Verified, accepted: int) -> list[int]:
-        """Return what a round adds to the output: the accepted drafts and the target's own token."""
+        """Return what a round adds: the accepted drafts and one token of the target's own."""
         return [*drafted[:accepted], verified.choices[accepted]]
 
     def _next_hidden(self, verified: Verified, accepted: int) -> Row:
