@@ -66,6 +66,7 @@ class Model(Closing):
         self.n_vocab = int(api.llama_vocab_n_tokens(self._vocab))
         self.n_embd_out = int(api.llama_model_n_embd_out(address))
         self.n_ctx_train = int(api.llama_model_n_ctx_train(address))
+        self.n_swa = int(api.llama_model_n_swa(address))  # the sliding window, 0 without one
 
     @classmethod
     def open(cls, library: Library, path: Path, options: ModelOptions) -> Model:

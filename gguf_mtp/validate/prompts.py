@@ -9,18 +9,28 @@ from itertools import zip_longest
 from pathlib import Path
 
 from gguf_mtp.errors import FormatError
+from gguf_mtp.runtime.bindings import Model
+
+WINDOW = 512  # tokens, for a model without a sliding window
+MAX_WINDOWS = 64
 
 SHIPPED = Path(__file__).parents[1] / "data" / "prompts"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue; `id` is unique within a validation, `source` says where it is from."""
+    """A text to continue; `id` is unique within a validation, `source` says where it is from.
+
+    `chat` is a user's message, to be wrapped in the model's turn markup. A text with `windows` is
+    repeated, each time under a number, until it is that many sliding windows long.
+    """
 
     id: str
     text: str
     source: str
     prompt_set: str = ""
+    chat: bool = False
+    windows: int = 0
 
 
 def shipped_sets() -> dict[str, Path]:
@@ -76,7 +86,29 @@ def parse_prompts(text: str, name: str) -> list[Prompt]:
         values = [fields.get("id"), fields.get("text"), fields.get("source", "")]
         if not all(isinstance(value, str) for value in values) or not values[0] or not values[1]:
             raise FormatError(f'{name}:{number}: needs strings "id" and "text"')
-        prompts.append(Prompt(*values))
+        chat, windows = fields.get("chat", False), fields.get("windows", 0)
+        if not isinstance(chat, bool):
+            raise FormatError(f'{name}:{number}: "chat" is true or false')
+        if type(windows) is not int or not 0 <= windows <= MAX_WINDOWS:
+            raise FormatError(f'{name}:{number}: "windows" is a number up to {MAX_WINDOWS}')
+        prompts.append(Prompt(*values, Path(name).stem, chat, windows))
     if not prompts:
         raise FormatError(f"{name}: no prompts")
     return prompts
+
+
+def encode(prompt: Prompt, model: Model, chat: bool = False) -> tuple[int, ...]:
+    """Turn a prompt into the model's tokens; `chat` wraps every prompt in turn markup.
+
+    Raises RuntimeUnavailable where markup is wanted that the vocabulary does not have.
+    """
+    tokenize = model.tokenize_turn if chat or prompt.chat else model.tokenize
+    if not prompt.windows:
+        return tokenize(prompt.text)
+    wanted = prompt.windows * (model.n_swa or WINDOW)
+    pieces: list[str] = []
+    tokens: tuple[int, ...] = ()
+    while len(tokens) < wanted:
+        pieces.append(f"[{len(pieces) + 1}]\n{prompt.text}\n")
+        tokens = tokenize("".join(pieces))
+    return tokens

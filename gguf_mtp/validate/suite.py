@@ -20,7 +20,7 @@ from gguf_mtp.validate import distribution as l4
 from gguf_mtp.validate.acceptance import acceptance, counted_rounds, novel_rounds
 from gguf_mtp.validate.facts import files_of, settings_of
 from gguf_mtp.validate.options import Options
-from gguf_mtp.validate.prompts import Prompt
+from gguf_mtp.validate.prompts import Prompt, encode
 from gguf_mtp.validate.reference import Recorded, compare_with, longest, read_recording
 from gguf_mtp.validate.report import PromptFacts, Report, Speed
 from gguf_mtp.validate.tiers import (
@@ -66,8 +66,7 @@ def validate(
     program, recording = "", list[Recorded]()
     if reference is not None:
         program, recording = read_recording(reference, pair.base.n_vocab)
-    encode = pair.base.tokenize_turn if options.chat else pair.base.tokenize
-    tokens = [encode(prompt.text) for prompt in prompts]
+    tokens = [encode(prompt, pair.base, options.chat) for prompt in prompts]
     context_options = _context_options(pair.base, max(map(len, tokens)), options)
     room = context_options.n_ctx - options.n_predict - options.n_max
     measured = Measured(list(prompts), [t[:room] for t in tokens])
