@@ -19,7 +19,7 @@ from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.drafters.litert.package import read_drafter
 from gguf_mtp.errors import FormatError, GgufMtpError
 from gguf_mtp.readers.gguf import read_gguf
-from hostile.files import parts_of
+from hostile.gguf import parts_of
 from hostile.packages import Bytes, graph, put_input
 from litert_fixtures import fixture
 

@@ -48,16 +48,12 @@ def test_a_text_configuration_of_the_other_family_is_refused() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"num_attention_heads": 0}, "num_attention_heads is 0, expected an integer from 1"),
-    ({"num_attention_heads": -1}, "num_attention_heads is -1"),
-    ({"num_attention_heads": "2"}, "num_attention_heads is '2'"),
     ({"num_attention_heads": 2.0}, "num_attention_heads is 2.0"),
     ({"num_attention_heads": True}, "num_attention_heads is True"),
     (
         {"num_attention_heads": 3, "num_key_value_heads": 2},
         "is no multiple of the 2 key-value heads",
     ),
-    ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
     ({"num_hidden_layers": 4}, "expected num_hidden_layers = 4 entries"),
     ({"layer_types": ["sliding"] * 5}, "layer_types is"),
     ({"layer_types": [tiny.FULL] * 4 + [tiny.SLIDING]}, "a last layer of 'full_attention'"),
@@ -142,17 +138,7 @@ def test_names_within_the_text_stack(saved: str, name: str | None) -> None:
     assert text_name(saved) == name
 
 
-def swap_ids(value: dict[str, Any]) -> None:
-    vocab = value["model"]["vocab"]
-    vocab["e"] = vocab["t"]
-
-
 TOKENIZER_CASES: list[tuple[str, Any, str]] = [
-    ("tokenizer.json", lambda v: v["model"]["vocab"].popitem(), "id 511 is missing"),
-    ("tokenizer.json", lambda v: v["model"]["vocab"].update(more=512), "'more' has id 512"),
-    ("tokenizer.json", lambda v: v["model"]["vocab"].update(e=-1), "'e' has id -1"),
-    ("tokenizer.json", lambda v: v["model"]["vocab"].update(e="1"), "'e' has id '1'"),
-    ("tokenizer.json", swap_ids, "is both"),
     ("tokenizer.json", lambda v: v["model"].update(type="Unigram"), "model is 'Unigram'"),
     ("tokenizer.json", lambda v: v["model"].update(byte_fallback=False), "byte_fallback False"),
     (
@@ -172,8 +158,6 @@ TOKENIZER_CASES: list[tuple[str, Any, str]] = [
     ("tokenizer.json", lambda v: v.update(added_tokens=[{"id": "1"}]), "without content and id"),
     ("tokenizer_config.json", lambda v: v.update(tokenizer_class="X"), "tokenizer_class is 'X'"),
     ("tokenizer_config.json", lambda v: v.update(extra_special_tokens=7), "expected a list"),
-    ("tokenizer_config.json", lambda v: v.update(bos_token="<none>"), "special token '<none>'"),
-    ("tokenizer_config.json", lambda v: v.update(chat_template=7), "chat_template is 7"),
     ("tokenizer_config.json", lambda v: v.update(chat_template=[{}]), "chat_template holds {}"),
     (
         "tokenizer_config.json",
@@ -229,21 +213,6 @@ def test_plain_model_card_is_accepted(tmp_path: Path, card: str) -> None:
     target = tiny.write_target(tmp_path / "t")
     (target / "README.md").write_text(card)
     assert target_half(read_checkpoint(target), "auto").license is None
-
-
-def test_huge_model_card_is_refused(tmp_path: Path) -> None:
-    target = tiny.write_target(tmp_path / "t")
-    with (target / "README.md").open("wb") as file:
-        file.truncate(1 << 30)
-    with pytest.raises(FormatError, match="1073741824 bytes, at most"):
-        target_half(read_checkpoint(target), "auto")
-
-
-def test_a_template_that_is_not_utf8(tmp_path: Path) -> None:
-    target = tiny.write_target(tmp_path / "t")
-    (target / "chat_template.jinja").write_bytes(b"{{ \xff }}")
-    with pytest.raises(FormatError, match=r"chat_template\.jinja: not UTF-8 at byte 3"):
-        vocabulary(read_checkpoint(target), tiny.VOCAB_SIZE)
 
 
 def test_a_template_that_is_not_unicode(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The strict GGUF reader: what it refuses, each beside a control that it accepts."""
+"""The strict GGUF reader: what it reads. What it refuses is in ``hostile/gguf.py``."""
 
 import os
 import struct
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_bytes import ARCH, ARRAY, BOOL, STRING, U8, U64, Info, array, build, pair, text, u32
+from gguf_bytes import ARCH, ARRAY, BOOL, STRING, U8, U64, Info, array, build, text, u32
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.keyvalue import ValueType
 from gguf_mtp.readers.gguf import read_gguf
@@ -49,119 +49,10 @@ ACCEPTED = {
     "four dimensions": build((ARCH,), (Info(b"a", (2, 2, 2, 1), F32, 0),), bytes(32)),
 }
 
-REFUSED = {
-    "empty file": (b"", "magic"),
-    "bad magic": (build(PAIRS, magic=b"GGML"), "magic is b'GGML'"),
-    "version 0": (build(PAIRS, version=0), "version is 0"),
-    "version 1": (build(PAIRS, version=1), "version is 1"),
-    "version 4": (build(PAIRS, version=4), "version is 4"),
-    "big-endian": (build(PAIRS, version=3 << 24), "big-endian"),
-    "2^63 keys": (build(PAIRS, n_pairs=1 << 63), "key-value count is 9223372036854775808"),
-    "2^63 tensors": (build(PAIRS, n_tensors=1 << 63), "tensor count is 9223372036854775808"),
-    "one key too many": (build(PAIRS, n_pairs=7), "name of key 6"),
-    "key length past the end": (
-        build((struct.pack("<Q", 1 << 62) + b"name", ARCH)),
-        "name of key 0 at offset 32 needs",
-    ),
-    "empty key": (build((pair(b"", U8, b"\0"), ARCH)), "empty name"),
-    "key not UTF-8": (build((pair(b"\xff\xfe", U8, b"\0"), ARCH)), "not UTF-8"),
-    "key with a control character": (
-        build((pair(b"a\x1bb", U8, b"\0"), ARCH)),
-        "control characters",
-    ),
-    "key with NUL": (build((pair(b"a\0b", U8, b"\0"), ARCH)), "control characters"),
-    "key twice": (build((ARCH, ARCH)), "occurs twice"),
-    "value type 13": (build((pair(b"k", 13, bytes(8)), ARCH)), "value type 13"),
-    "bool 7": (build((pair(b"k", BOOL, b"\x07"), ARCH)), "neither 0 nor 1"),
-    "bool 7 in an array": (build((array(b"k", BOOL, 2, b"\1\7"), ARCH)), "neither 0 nor 1"),
-    "string past the end": (
-        build((pair(b"k", STRING, struct.pack("<Q", 1 << 40)), ARCH)),
-        "value of key k",
-    ),
-    "array of 2^62 numbers": (build((array(b"k", U64, 1 << 62, b""), ARCH)), "4611686018427387904"),
-    "array of 2^62 strings": (build((array(b"k", STRING, 1 << 62, b""), ARCH)), "bytes remain"),
-    "array of bad type": (build((array(b"k", 77, 1, b""), ARCH)), "value type 77"),
-    "array string past the end": (
-        build((array(b"k", STRING, 1, struct.pack("<Q", 1 << 62)), ARCH)),
-        "value of key k",
-    ),
-    "arrays nested 2000 deep": (
-        build((array(b"k", ARRAY, 1, struct.pack("<IQ", ARRAY, 1) * 2000), ARCH)),
-        "deeper than",
-    ),
-    "alignment 0": (build((ARCH, alignment_key(0)), (ONE,), DATA), "alignment is 0"),
-    "alignment 3": (build((ARCH, alignment_key(3)), (ONE,), DATA), "alignment is 3"),
-    "alignment 2^31": (build((ARCH, alignment_key(1 << 31)), (ONE,), DATA), "2147483648"),
-    "alignment of the wrong type": (
-        build((ARCH, pair(b"general.alignment", U64, struct.pack("<Q", 32))), (ONE,), DATA),
-        "has type UINT64",
-    ),
-    "no dimensions": (build((ARCH,), (Info(b"a", (), F32, 0),), DATA), "0 dimensions"),
-    "five dimensions": (build((ARCH,), (Info(b"a", (1,) * 5, F32, 0),), DATA), "5 dimensions"),
-    "a dimension of 0": (build((ARCH,), (Info(b"a", (0, 4), F32, 0),), DATA), "shape (4, 0)"),
-    "a negative dimension": (
-        build((ARCH,), (Info(b"a", ((1 << 64) - 1,), F32, 0),), DATA),
-        "expected 1 to 2^63-1",
-    ),
-    "dimensions that wrap": (
-        build((ARCH,), (Info(b"a", (1 << 32, 1 << 32), F32, 0),), DATA),
-        "expected 1 to 2^63-1",
-    ),
-    "block bytes that wrap": (
-        build((ARCH,), (Info(b"a", (1 << 62,), F32, 0),), DATA),
-        "truncated",
-    ),
-    "unknown type cut short": (
-        build((ARCH,), (Info(b"a", (8,), 255, 0),), DATA[:-1]),
-        "unknown type 255, and 127 bytes follow its offset: its size cannot be told",
-    ),
-    "unknown type without data": (
-        build((ARCH,), (Info(b"a", (8,), 4, 0),)),
-        "unknown type 4, and 0 bytes",
-    ),
-    "two tensors of unknown type in one place": (
-        build((ARCH,), (Info(b"a", (8,), 255, 0), Info(b"b", (8,), 255, 0)), DATA),
-        "tensor a has unknown type 255, and 0 bytes",
-    ),
-    "rows of half blocks": (build((ARCH,), (Info(b"a", (48,), Q8_0, 0),), DATA), "multiple of 32"),
-    "offset past the end": (
-        build((ARCH,), (ONE, Info(b"b", (8,), F32, 1 << 40)), DATA),
-        "leaves a hole",
-    ),
-    "offset near 2^64": (
-        build((ARCH,), (ONE, Info(b"b", (8,), F32, (1 << 64) - 32)), DATA),
-        "leaves a hole",
-    ),
-    "unaligned offset": (
-        build((ARCH,), (ONE, Info(b"b", (8,), F32, 36)), DATA),
-        "not a multiple of 32",
-    ),
-    "overlap": (build((ARCH,), (ONE, Info(b"b", (8,), F32, 0)), bytes(32)), "overlaps"),
-    "hole": (build((ARCH,), (ONE, Info(b"b", (8,), F32, 64)), bytes(96)), "leaves a hole"),
-    "tensor twice": (build((ARCH,), (ONE, ONE), bytes(64)), "occurs twice"),
-    "name of 64 bytes": (build((ARCH,), (Info(b"n" * 64, (8,), F32, 0),), DATA), "64 bytes"),
-    "name with NUL": (build((ARCH,), (Info(b"a\0", (8,), F32, 0),), DATA), "control characters"),
-    "empty tensor name": (build((ARCH,), (Info(b"", (8,), F32, 0),), DATA), "empty name"),
-    "data cut short": (GOOD[:-29], "truncated"),
-    "trailing bytes": (GOOD + b"\0", "1 bytes follow the last tensor"),
-    "bytes after no tensors": (build(PAIRS) + bytes(64), "follow the header"),
-}
-
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted(tmp_path: Path, name: str) -> None:
     assert read_gguf(write(tmp_path / "f.gguf", ACCEPTED[name])).by_name["general.architecture"]
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(tmp_path: Path, name: str) -> None:
-    data, message = REFUSED[name]
-    path = write(tmp_path / "f.gguf", data)
-    with pytest.raises((FormatError, UnsupportedError)) as caught:
-        read_gguf(path)
-    assert message in str(caught.value)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
 
 
 def test_header_cut_at_every_byte(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ command line over all of it, and docs/robustness.md shows it.
 """
 
 from hostile.case import Case
-from hostile.checkpoints import CONFIG, INDEX, SAFETENSORS, TOKENIZER
-from hostile.files import GGUF, PARTS, TAIL
+from hostile.checkpoints import INDEX, SAFETENSORS
+from hostile.gguf import GGUF
+from hostile.joined import PARTS, TAIL
 from hostile.packages import LITERTLM, TFLITE
+from hostile.settings import CONFIG, TOKENIZER
 
 GROUPS: dict[str, tuple[Case, ...]] = {
     "GGUF": GGUF,

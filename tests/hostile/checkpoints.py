@@ -1,5 +1,4 @@
-"""Hostile checkpoint directories: safetensors, index, configuration, tokenizer and what else lies
-there."""
+"""Hostile weights of checkpoint directories: safetensors and their index."""
 
 import json
 import os
@@ -139,11 +138,19 @@ def many_then_twice(header: Header, data: bytes) -> bytes:
     return safetensors_bytes(f'{{{names},"t0":0}}'.encode(), data)
 
 
+def shifted(header: Header, data: bytes) -> bytes:
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["data_offsets"] = [at + 8 for at in entry["data_offsets"]]
+    return safetensors_bytes(header, bytes(8) + data)
+
+
 def reversed_offsets(entry: Object) -> None:
     entry["data_offsets"] = entry["data_offsets"][::-1]
 
 
 SAFETENSORS = (
+    safetensors("empty file", lambda header, data: b"", "0 bytes, a safetensors header needs 8"),
     safetensors("7 bytes", lambda header, data: bytes(7), "7 bytes, a safetensors header needs 8"),
     safetensors(
         "header over 100 MB",
@@ -157,6 +164,12 @@ SAFETENSORS = (
         lambda header, data: safetensors_bytes(header, data, 1 << 40),
         "header length is 1099511627776, but",
     ),
+    safetensors(
+        "header of 2^63 bytes",
+        lambda header, data: safetensors_bytes(header, data, 1 << 63),
+        "header length is 9223372036854775808, but",
+    ),
+    safetensors("header not JSON", lambda header, data: safetensors_bytes(b"{", data), "not JSON"),
     safetensors("header not UTF-8", inside(b'"\xff":0,'), "not UTF-8 at byte 2"),
     safetensors(
         "header an array", lambda header, data: safetensors_bytes(b"[]", data), "found list"
@@ -177,6 +190,23 @@ SAFETENSORS = (
         "overlap", with_extra(span=(-4, 0)), "overlaps another tensor", control=with_extra()
     ),
     safetensors("hole", with_extra(span=(4, 8), grow=8), "leaves a hole", control=with_extra()),
+    safetensors("hole at the start", shifted, "expected", "leaves a hole"),
+    safetensors(
+        "three offsets",
+        first_entry(lambda entry: entry["data_offsets"].append(9)),
+        "data_offsets is [",
+        "expected [begin, end]",
+    ),
+    safetensors(
+        "no dtype",
+        first_entry(lambda entry: entry.pop("dtype")),
+        "expected dtype, shape and data_offsets",
+    ),
+    safetensors(
+        "dtype that is a number",
+        first_entry(lambda entry: entry.update(dtype=7)),
+        "unknown dtype 7",
+    ),
     safetensors("reversed", first_entry(reversed_offsets), "data_offsets is [", "[begin, end]"),
     safetensors(
         "trailing bytes",
@@ -195,6 +225,7 @@ SAFETENSORS = (
         "negative dimension", with_extra(shape=[-4]), "shape is [-4], expected up to 8 sizes"
     ),
     safetensors("float dimension", with_extra(shape=[4.0]), "shape is [4.0], expected"),
+    safetensors("true for a dimension", with_extra(shape=[True]), "shape is [True], expected"),
     safetensors("nine dimensions", with_extra(shape=[1] * 8 + [4]), "expected up to 8 sizes"),
     safetensors("unknown dtype", with_extra("Q9"), "unknown dtype 'Q9'", control=with_extra("I8")),
     safetensors(
@@ -287,6 +318,7 @@ INDEX = (
     index("absolute path", first_to("/etc/passwd"), "'/etc/passwd' is not a plain file name"),
     index("path with ../", first_to("../m.safetensors"), "is not a plain file name"),
     index("path with a backslash", first_to("..\\m.safetensors"), "is not a plain file name"),
+    index("two dots for a name", first_to(".."), "bad shard for", "'..'"),
     index("name with NUL", first_to("a\0b"), "bad shard for"),
     index("name of half a character", first_to("\ud800.safetensors"), "no file can have this name"),
     index("name of 5000 letters", first_to("a" * 5000), "cannot open: File name too long"),
@@ -328,277 +360,4 @@ INDEX = (
     index("weight_map an array", b'{"weight_map": []}', "weight_map is not a filled object"),
     index("weight_map missing", b"{}", "weight_map is not a filled object"),
     index("duplicate key", b'{"weight_map": {"a": "b", "a": "c"}}', "key 'a' occurs twice"),
-)
-
-
-def text_of(config: Object) -> Object:
-    text: Object = config["text_config"]
-    return text
-
-
-Change = Callable[[Object], object]
-
-
-def on_json(change: Change) -> Callable[[bytes], bytes]:
-    def on_bytes(raw: bytes) -> bytes:
-        value = json.loads(raw)
-        change(value)
-        return json.dumps(value).encode()
-
-    return on_bytes
-
-
-def config(
-    name: str,
-    change: Change | Callable[[bytes], bytes],
-    *says: str,
-    raw: bool = False,
-    uses: tuple[str, ...] = ("base", "heads"),
-    promise: str = "refused",
-) -> Case:
-    made: Any = change if raw else on_json(change)  # type: ignore[arg-type]
-    return Case(f"config: {name}", replaced("config.json", made), unchanged, uses, says, promise)
-
-
-def deep(raw: bytes) -> bytes:
-    levels = 900
-    return raw.replace(
-        b'"hidden_size":', b'"hidden_size":' + b"[" * levels + b"]" * levels + b',"x":', 1
-    )
-
-
-def fewer_layers(found: Object) -> None:
-    text = text_of(found)
-    text |= {"num_hidden_layers": 1, "layer_types": [tiny.FULL], "num_kv_shared_layers": 1}
-
-
-def card(front: str) -> Maker:
-    return beside("README.md", f"---\n{front}\n---\n".encode())
-
-
-BOMB = (
-    "a: &a [x, x]\n"
-    + "".join(
-        f"{name}: &{name} [*{before}, *{before}, *{before}, *{before}]\n"
-        for before, name in zip("abcdefghijklm", "bcdefghijklmn", strict=True)
-    )
-    + "name: *n"
-)
-
-
-def card_case(name: str, front: str, *says: str) -> Case:
-    return Case(
-        f"model card: {name}",
-        card(front),
-        card("license: apache-2.0\nname: Tiny"),
-        ("base",),
-        ("README.md", *says),
-    )
-
-
-CONFIG = (
-    config("empty", lambda raw: b"", "not JSON", raw=True),
-    config("duplicate key", lambda raw: b'{"a":1,"a":2}', "key 'a' occurs twice", raw=True),
-    config("NaN", lambda raw: raw.replace(b"1e-06", b"NaN"), "NaN is not a JSON number", raw=True),
-    config(
-        "number of 5000 digits",
-        lambda raw: b'{"a":' + b"9" * 5000 + b"}",
-        "a number has 5000 digits",
-        raw=True,
-    ),
-    config("number 1e999", lambda raw: b'{"a":1e999}', "number 1e999 is out of range", raw=True),
-    config("byte order mark", lambda raw: b"\xef\xbb\xbf" + raw, "not JSON", raw=True),
-    config("an array", lambda raw: b"[" + raw + b"]", "expected a JSON object", raw=True),
-    config("value nested 900 deep", deep, "hidden_size is", raw=True),
-    config("text_config an array", lambda found: found.update(text_config=[]), "text_config is []"),
-    *(
-        config(
-            f"{name} {value!r}",
-            lambda found, name=name, value=value: text_of(found).update({name: value}),
-            f"{name} is",
-            "expected",
-        )
-        for name, value in (
-            ("num_attention_heads", 0),
-            ("num_attention_heads", -1),
-            ("num_attention_heads", "2"),
-            ("num_attention_heads", 2.5),
-            ("num_hidden_layers", 0),
-            ("num_hidden_layers", 10**9),
-            ("vocab_size", 1 << 70),
-            ("hidden_size", None),
-            ("head_dim", True),
-        )
-    ),
-    config(
-        "layer count other than the tensors'",
-        fewer_layers,
-        "has shape",
-        "from config.json",
-    ),
-    config(
-        "drafter without a layer count",
-        lambda found: text_of(found).pop("num_hidden_layers"),
-        "layer_types is",
-        "expected num_hidden_layers = 30 entries",
-        uses=("heads",),
-    ),
-    config(
-        "name of a million parts",
-        lambda found: found.update(_name_or_path="a-" * 1_000_000),
-        "_name_or_path is",
-        "expected a name",
-    ),
-    config(
-        "auto_map with code of its own",
-        lambda found: found.update(auto_map={"AutoConfig": "evil.Config"}),
-        promise="accepted: not looked at, nothing is imported",
-    ),
-    config("quantized", lambda found: found.update(quantization_config={"bits": 4}), "quantized"),
-    Case(
-        "config: a FIFO",
-        beside("config.json", None),
-        unchanged,
-        ("base", "audited"),
-        ("config.json: not a regular file",),
-    ),
-    card_case("aliases that unfold to 2^26 items", BOMB, "alias in line"),
-    card_case("nested 5000 deep", "name: " + "[" * 5000, "nested deeper than 16"),
-    card_case("tag of a Python object", "name: !!python/object/apply:os.system [id]", "python/obj"),
-    card_case("date that is none", "version: 2024-99-99", "unusable front matter"),
-    card_case("front matter of 70,000 characters", "# " + "x" * 70_000, "at most 65536"),
-    Case(
-        "model card: 1 GiB",
-        beside("README.md", b"---\n", size=1 << 30),
-        card("license: apache-2.0"),
-        ("base",),
-        ("README.md: 1073741824 bytes, at most 1048576",),
-    ),
-)
-
-
-def tokenizer(
-    name: str,
-    change: Change,
-    *says: str,
-    file: str = "tokenizer.json",
-    uses: tuple[str, ...] = ("base", "heads"),
-    promise: str = "refused",
-) -> Case:
-    return Case(
-        f"tokenizer: {name}", replaced(file, on_json(change)), unchanged, uses, says, promise
-    )
-
-
-def vocab(change: Change) -> Change:
-    return lambda found: change(found["model"]["vocab"])
-
-
-def take_id(found: Object) -> None:
-    found["e"] = found["t"]
-
-
-def bad_byte(found: Object) -> None:
-    found["<0xZZ>"] = found.pop("<0x0A>")
-
-
-EVIL = (
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for i in range(10**9) %}{% endfor %}"
-    "{{ cycler.__init__.__globals__.os.system('false') }}"
-)
-
-TOKENIZER = (
-    tokenizer("a token more than rows", vocab(lambda v: v.update(more=512)), "'more' has id 512"),
-    tokenizer("a token fewer", vocab(lambda v: v.popitem()), "511 tokens, expected", "id 511 is"),
-    tokenizer("two tokens of one id", vocab(take_id), "is both"),
-    tokenizer("negative id", vocab(lambda v: v.update(e=-1)), "'e' has id -1, expected 0 to 511"),
-    tokenizer("id of 64 digits", vocab(lambda v: v.update(e=10**63)), "'e' has id 1000"),
-    tokenizer("id that is text", vocab(lambda v: v.update(e="1")), "'e' has id '1'"),
-    tokenizer("malformed byte token", vocab(bad_byte), "byte token '<0x0A>' is not in model.vocab"),
-    tokenizer(
-        "half a character",
-        lambda found: (
-            found["model"]["vocab"].pop("e"),
-            vocab(
-                lambda v: v.update({"\ud800": next(i for i in range(512) if i not in v.values())})
-            )(found),
-        ),
-        "is not valid Unicode",
-    ),
-    tokenizer(
-        "added token with two ids",
-        lambda found: found["added_tokens"].append({"content": "<bos>", "id": 9}),
-        "added token '<bos>' has ids 2 and 9",
-    ),
-    tokenizer("merge of one", lambda found: found["model"].update(merges=[["a"]]), "pairs of str"),
-    tokenizer(
-        "special token that is none",
-        lambda found: found.update(bos_token="<none>"),
-        "special token '<none>' is not in the vocabulary",
-        file="tokenizer_config.json",
-    ),
-    Case(
-        "tokenizer: truncated",
-        replaced("tokenizer.json", lambda raw: raw[:-10]),
-        unchanged,
-        ("base", "heads"),
-        ("tokenizer.json: not JSON",),
-    ),
-    Case(
-        "tokenizer: token twice",
-        replaced(
-            "tokenizer.json", lambda raw: raw.replace(b'"vocab": {', b'"vocab": {"e": 1, ', 1)
-        ),
-        unchanged,
-        ("base", "heads"),
-        ("tokenizer.json: key 'e' occurs twice",),
-    ),
-    Case(
-        "tokenizer: a FIFO",
-        beside("tokenizer.json", None),
-        unchanged,
-        ("base", "heads"),
-        ("tokenizer.json: not a regular file",),
-    ),
-    Case(
-        "tokenizer: truncated protobuf alone",
-        beside("tokenizer.model", b"\x0a\xff\xff\xff\xff\x0f", "tokenizer.json"),
-        unchanged,
-        ("base",),
-        ("no tokenizer.json",),
-    ),
-    Case(
-        "tokenizer: truncated protobuf beside",
-        beside("tokenizer.model", b"\x0a\xff\xff\xff\xff\x0f"),
-        unchanged,
-        ("base", "heads"),
-        promise="accepted: not opened",
-    ),
-    Case(
-        "chat template: hostile",
-        beside("chat_template.jinja", EVIL.encode()),
-        unchanged,
-        ("base", "heads"),
-        promise="accepted: opaque text, never rendered",
-    ),
-    Case(
-        "chat template: not UTF-8",
-        beside("chat_template.jinja", b"{{ \xff }}"),
-        unchanged,
-        ("base", "heads"),
-        ("chat_template.jinja: not UTF-8 at byte 3",),
-    ),
-    Case(
-        "chat template: 17 MB",
-        beside("chat_template.jinja", b"x", size=17_000_000),
-        unchanged,
-        ("base", "heads"),
-        ("chat_template.jinja: 17000000 bytes, at most 16777216",),
-    ),
-    tokenizer(
-        "chat template that is a number",
-        lambda found: found.update(chat_template=7),
-        "chat_template is 7, expected text or a list",
-        file="tokenizer_config.json",
-    ),
 )

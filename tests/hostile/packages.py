@@ -133,6 +133,12 @@ def two_sections(begin: int, end: int) -> Maker:
 
 LITERTLM = (
     litertlm("empty", whole(b""), "0 bytes", uses=("extract", "audit")),
+    litertlm(
+        "other magic",
+        edited(lambda raw: raw.__setitem__(7, 78)),
+        "begins with b'LITERTLN', expected b'LITERTLM'",
+        uses=("extract", "audit"),
+    ),
     litertlm("20 bytes", edited(lambda raw: raw.__delitem__(slice(20, None))), "header needs 32"),
     litertlm("container version 2", edited(lambda raw: raw.__setitem__(8, 2)), "version 2."),
     litertlm("reserved bytes", edited(lambda raw: raw.__setitem__(20, 1)), "hold 1, expected 0"),
@@ -167,6 +173,11 @@ LITERTLM = (
         "section off its boundary",
         edited(put_begin(BLOCK + 1)),
         "begins at 16385, expected a multiple of 16384",
+    ),
+    litertlm(
+        "item of a section twice",
+        whole(package([section(BLOCK, BLOCK + 5, 3, MODEL, MODEL)], bytes(5))),
+        "key 'model_type' occurs twice",
     ),
     litertlm("section over the header", edited(put_begin(0)), "begins at 0", "overlap"),
     litertlm(
