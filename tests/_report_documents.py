@@ -87,6 +87,44 @@ def validation(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def benchmark(**changes: Any) -> dict[str, Any]:
+    """A saved benchmark of two depths, two repetitions and two tasks."""
+
+    def depth(n: int, ratios: list[float] | None, **more: Any) -> dict[str, Any]:
+        return {
+            "n": n,
+            "rates": [10.0 * r for r in ratios or [1.0, 1.0]],
+            "ratios": ratios,
+            "tokens_per_pass": None if ratios is None else 1.0 + n / 2,
+            "draft_ms": [2.0 * n, 3.0 * n],
+            "verify_ms": [100.0, 110.0],
+            "expected_rate": 10.0,
+        } | more
+
+    settings_of_advice = [{"n_max": 2, "p_min": p, "rate": 15.0 - p} for p in (0.0, 0.5, 0.9)]
+    return {
+        "schema": "gguf-mtp.bench/1",
+        "files": [{"role": "merged", "name": "m.gguf", "size": 1234, "sha256": "ab" * 32}],
+        "settings": settings(),
+        "repetitions": 2,
+        "depths": [depth(0, None), depth(1, [1.25, 1.35]), depth(2, [1.5, 1.7])],
+        "acceptance": drafts(8, 5),
+        "tasks": [
+            {"task": "code", "prompts": 3, "acceptance": drafts(9, 7)},
+            {"task": "prose", "prompts": 1, "acceptance": drafts(6, 2)},
+        ],
+        "advice": {
+            "verdict": "pays",
+            "n_max": 2,
+            "p_min": 0.5,
+            "rate": 14.5,
+            "ratio": 1.45,
+            "text": "MTP pays here: take two",
+            "settings": settings_of_advice,
+        },
+    } | changes
+
+
 class _Page(HTMLParser):
     """The elements of a page with their attributes, and its text."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from _browser import open_page
-from _report_documents import HOSTILE, parse, tier, validation
+from _report_documents import HOSTILE, benchmark, parse, tier, validation
 from gguf_mtp.report import render
 
 
@@ -24,7 +24,7 @@ def test_a_report_opens_without_errors_or_requests(scheme: int, tmp_path: Path) 
     page = tmp_path / "report.html"
     document = validation()
     document["tiers"].append(tier("L3", True, note=HOSTILE))
-    page.write_text(render([("saved", document)]), encoding="utf-8")
+    page.write_text(render([("saved", document), ("b", benchmark())]), encoding="utf-8")
     opened = open_page(page, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
     assert opened.console == []
     assert opened.requests == []
@@ -33,5 +33,5 @@ def test_a_report_opens_without_errors_or_requests(scheme: int, tmp_path: Path) 
         "L0", "L2", "base-identical", "L3",
     ]  # fmt: skip
     charts = [a for tag, a in found.elements if tag == "svg" and a.get("class") == "chart"]
-    assert len(charts) == 3
+    assert len(charts) == 7
     assert HOSTILE in found.text

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from _report_documents import HOSTILE, parse, share, tier, validation
+from _report_documents import HOSTILE, benchmark, parse, share, tier, validation
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import FormatError
 from gguf_mtp.report import badge, render
@@ -104,6 +104,11 @@ def test_text_of_a_report_never_becomes_markup() -> None:
     made = {"gguf_mtp": "1", "command": "c", "python": "3"}
     clean = validation(made=made)
     clean["settings"]["a key from elsewhere"] = "value"
+    for document in (clean, benchmark(made=made) | {"settings": clean["settings"]}):
+        _check_hostile(document)
+
+
+def _check_hostile(clean: dict[str, Any]) -> None:
     hostile = _with_text_everywhere(clean, HOSTILE) | {"schema": clean["schema"]}
     hostile["settings"][HOSTILE] = hostile["settings"].pop("a key from elsewhere")
     assert HOSTILE in parse(page(hostile)).text
@@ -138,6 +143,50 @@ def test_several_reports_make_one_page() -> None:
     assert _elements(html).count("html") == 1
 
 
+# --- a benchmark ----------------------------------------------------------------------------
+
+
+def test_a_benchmark_is_told_by_depth() -> None:
+    parsed = parse(page(benchmark()))
+    depths = [a["data-depth"] for _, a in parsed.elements if "data-depth" in a]
+    assert depths == ["0", "1", "2"]
+    assert "MTP pays on this machine MTP pays here: take two" in parsed.text
+    assert "2 16 (15-17) 1.60 (1.50-1.70) 2 5 (4-6) 105 (100-110) 10" in parsed.text
+    assert "4 prompts, up to 8 tokens each, 2 repetitions" in parsed.text
+    assert "code 3 90.0 % 70.0 % 2.3" in parsed.text
+    charts = [a for tag, a in parsed.elements if tag == "svg" and a.get("class") == "chart"]
+    assert len(charts) == 4
+
+
+def test_a_benchmark_without_advice_or_tasks_is_a_page() -> None:
+    parsed = parse(page(benchmark(advice=None, tasks=[])))
+    assert "how fast with drafts" in page(benchmark(advice=None))
+    assert "on this machine MTP" not in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("depths", "message"),
+    [
+        ([], "s.depths: none is 0, plain decoding"),
+        ([{"n": 0, "rates": []}], "s.depths[0].rates: empty, expected a number for each"),
+    ],
+)
+def test_a_benchmark_needs_its_samples(depths: list[Any], message: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        render([("s", benchmark(depths=depths))])
+    assert str(caught.value).startswith(message)
+
+
+def test_a_validation_and_a_benchmark_share_a_page() -> None:
+    parsed = parse(render([("a", validation()), ("b", benchmark())]))
+    assert sum(tag == "h1" for tag, _ in parsed.elements) == 2
+    with pytest.raises(FormatError, match=r"^b\.schema: .*expected gguf-mtp\.validate/1$"):
+        badge(benchmark(), "b")
+
+
+# --- what is wrong with a document ----------------------------------------------------------
+
+
 def _changed(place: str, value: Any) -> dict[str, Any]:
     """A validation with the value at `place`, such as ``tiers.0.claimed``, replaced."""
     document: Any = deepcopy(validation())
@@ -153,7 +202,7 @@ def _changed(place: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("schema", "other/1", "s.schema: found 'other/1', expected one of gguf-mtp.validate/1"),
+        ("schema", "other/1", "s.schema: found 'other/1', expected one of gguf-mtp.validate/1, "),
         ("schema", 1, "s.schema: found 1, expected text"),
         ("tiers", {}, "s.tiers: found {}, expected a list"),
         ("tiers.0.claimed", 1, "s.tiers[0].claimed: found 1, expected true or false"),

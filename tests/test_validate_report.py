@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from gguf_mtp.validate.acceptance import Acceptance, Proportion, wilson
+from gguf_mtp.validate.margins import Bin
 from gguf_mtp.validate.report import FileFacts, PromptFacts, Report, Settings, Speed
 from gguf_mtp.validate.tiers import Divergence, Invariance, Verdict
 
@@ -54,6 +55,7 @@ def report(*verdicts: Verdict, **changes: Any) -> Report:
         novel=Acceptance(0, (Proportion(0, 0), Proportion(0, 0)), 0, 0.0, 0.0),
         min_acceptance=None,
         speed=Speed(14, 0.7, 14, 0.35),
+        margins=(Bin(0.1, 1.0, 16),),
         prompts=(PromptFacts("p1", "s", 3, 8, 5), PromptFacts("p2", "s", 4, 8, 5)),
     )
     return replace(whole, **changes)
@@ -152,6 +154,7 @@ def test_json_layout() -> None:
         ],
         "distribution": None,
         "reference": None,
+        "margins": {"bins": [{"low": 0.1, "high": 1.0, "count": 16}]},
     }
 
 

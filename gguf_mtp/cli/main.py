@@ -12,6 +12,7 @@ from gguf_mtp.errors import GgufMtpError
 # Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
 VERBS = {
     "audit": "gguf_mtp.cli.audit",
+    "bench": "gguf_mtp.cli.bench",
     "convert": "gguf_mtp.cli.convert",
     "attach": "gguf_mtp.cli.attach",
     "detach": "gguf_mtp.cli.detach",

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as ProgressBar
 
+from gguf_mtp.cli.made import made
+from gguf_mtp.cli.progress import step_bar
+from gguf_mtp.report import badge, render
 from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
 from gguf_mtp.runtime.library import ENV_LIBRARY, load_library
 from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.runtime.sampling import RULES
 from gguf_mtp.validate.prompts import load_prompts
 from gguf_mtp.validate.saved import ReportFile
-from gguf_mtp.validate.suite import Options, Progress, validate
+from gguf_mtp.validate.suite import Options, validate
 from gguf_mtp.validate.tiers import BASE, L4, REFERENCE, TIERS
 
 
@@ -56,6 +55,13 @@ def _parse_claims(
     metavar="FILE",
     help="Also write the report, as JSON, to FILE; an earlier one there is removed first.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write it as a page to read, in the same way.",
+)
+@click.option("--badge", "as_badge", is_flag=True, help="Print a line of Markdown at the end.")
 @click.option(
     "--n-max",
     default=3,
@@ -158,13 +164,17 @@ def _parse_claims(
 @click.option("--chat", is_flag=True, help="Wrap prompts in Gemma 4's turn markup.")
 @click.option("--ignore-end", is_flag=True, help="Decode on past end-of-text tokens.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: Path,
     against: Path | None,
     heads: Path | None,
     reference: Path | None,
     as_json: bool,
     output: Path | None,
+    html: Path | None,
+    as_badge: bool,
     n_max: int,
     n_predict: int,
     n_prompts: int,
@@ -217,7 +227,10 @@ def command(
         if exact:
             raise click.UsageError("--exact chooses a library; it does not go with --library")
         os.environ[ENV_LIBRARY] = str(lib_dir)
+    if as_badge and as_json:
+        raise click.UsageError("--badge does not go with --json; see gguf-mtp report --badge")
     saved = None if output is None else ReportFile(output)
+    page = None if html is None else ReportFile(html)
     prompts = load_prompts(prompt_sets)[:n_prompts]
     library = load_library(exact)
     library.log.echo = verbose
@@ -240,28 +253,19 @@ def command(
         seed=seed,
         rules=rules or tuple(RULES),
     )
-    with open_pair(library=library, options=model_options, **files) as pair, _progress() as show:
+    with open_pair(library=library, options=model_options, **files) as pair, step_bar() as show:
         report = validate(pair, prompts, options, against, show, reference=reference)
-    as_text = json.dumps(report.to_json(), indent=2, allow_nan=False)
+    document = report.to_json() | {"made": made(ctx)}
+    as_text = json.dumps(document, indent=2, allow_nan=False)
     if saved is not None:
         saved.write(as_text + "\n")
+    if page is not None:
+        page.write(render([("report", document)]))
     if as_json:
         click.echo(as_text)
     else:
         report.print(Console(soft_wrap=True))
+    if as_badge:
+        click.echo(badge(document))
     if not report.holds:
         raise click.exceptions.Exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show progress on stderr while a terminal is there to see it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with ProgressBar(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )

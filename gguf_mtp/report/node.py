@@ -65,6 +65,9 @@ class Node:
     def maybe_children(self, key: str) -> list[Node]:
         return [] if self._fields.get(key) is None else self.children(key)
 
+    def maybe_numbers(self, key: str) -> list[float]:
+        return [] if self._fields.get(key) is None else self.numbers(key)
+
     def scalars(self) -> list[tuple[str, str]]:
         """Every field that is no object or list, as text, in the order of the file."""
         return [

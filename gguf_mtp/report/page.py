@@ -11,11 +11,11 @@ import jinja2
 
 from gguf_mtp import __version__
 from gguf_mtp.errors import FormatError, brief
-from gguf_mtp.report import common, validation
+from gguf_mtp.report import benchmark, common, validation
 from gguf_mtp.report.node import Node
 
 View = Callable[[Node], dict[str, Any]]
-VIEWS: dict[str, View] = {validation.SCHEMA: validation.view}
+VIEWS: dict[str, View] = {validation.SCHEMA: validation.view, benchmark.SCHEMA: benchmark.view}
 
 
 def render(documents: Sequence[tuple[str, dict[str, Any]]]) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gguf_mtp.validate.acceptance import Acceptance, Proportion
 from gguf_mtp.validate.distribution import Distribution
+from gguf_mtp.validate.margins import Bin
 from gguf_mtp.validate.reference import Reference
 from gguf_mtp.validate.tiers import Divergence, Invariance, Verdict
 
@@ -108,6 +109,7 @@ class Report:
     prompts: tuple[PromptFacts, ...]
     distribution: Distribution | None = None
     reference: Reference | None = None
+    margins: tuple[Bin, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -133,8 +135,8 @@ class Report:
             "settings": asdict(self.settings),
             "tiers": [_verdict_json(verdict) for verdict in self.verdicts],
             "batch_invariance": _invariance_json(self.invariance),
-            "acceptance": _acceptance_json(self.acceptance),
-            "acceptance_novel": _acceptance_json(self.novel),
+            "acceptance": acceptance_json(self.acceptance),
+            "acceptance_novel": acceptance_json(self.novel),
             "acceptance_floor": {"asked": self.min_acceptance, "holds": self.accepts_enough},
             "speed": {
                 "plain": _speed_json(self.speed.plain_tokens, self.speed.plain_seconds),
@@ -144,6 +146,7 @@ class Report:
             "prompts": [asdict(facts) for facts in self.prompts],
             "distribution": self.distribution.to_json() if self.distribution else None,
             "reference": self.reference.to_json() if self.reference else None,
+            "margins": {"bins": [asdict(found) for found in self.margins]},
         }
 
     def print(self, console: Console) -> None:
@@ -303,7 +306,7 @@ def _invariance_json(invariance: Invariance | None) -> dict[str, Any] | None:
     }
 
 
-def _acceptance_json(a: Acceptance) -> dict[str, Any]:
+def acceptance_json(a: Acceptance) -> dict[str, Any]:
     return {
         "rounds": a.rounds,
         "tokens": a.tokens,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gguf_mtp.errors import OutputError
 from gguf_mtp.output import OutputFile
 
-MARK = b"gguf-mtp.validate"  # in the first bytes of every report, whatever its format
+# A schema's name is in the first bytes of every report, whatever its format.
+MARK = re.compile(rb"gguf-mtp\.(validate|bench)/")
 MARK_WITHIN = 4096
 
 
@@ -23,8 +25,8 @@ class ReportFile:
         try:
             with path.open("rb") as file:
                 start = file.read(MARK_WITHIN)
-            if start and MARK not in start:
-                raise OutputError(f"{path}: exists and is not a report of gguf-mtp validate")
+            if start and not MARK.search(start):
+                raise OutputError(f"{path}: exists and is not a report of gguf-mtp")
             path.unlink()
         except FileNotFoundError:
             pass

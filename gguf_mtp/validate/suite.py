@@ -19,6 +19,7 @@ from gguf_mtp.runtime.speculative import (
 from gguf_mtp.validate import distribution as l4
 from gguf_mtp.validate.acceptance import acceptance, counted_rounds, novel_rounds
 from gguf_mtp.validate.facts import files_of, settings_of
+from gguf_mtp.validate.margins import histogram
 from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import Prompt, encode
 from gguf_mtp.validate.reference import Recorded, compare_with, longest, read_recording
@@ -67,7 +68,7 @@ def validate(
     if reference is not None:
         program, recording = read_recording(reference, pair.base.n_vocab)
     tokens = [encode(prompt, pair.base, options.chat) for prompt in prompts]
-    context_options = _context_options(pair.base, max(map(len, tokens)), options)
+    context_options = context_options_for(pair.base, max(map(len, tokens)), options)
     room = context_options.n_ctx - options.n_predict - options.n_max
     measured = Measured(list(prompts), [t[:room] for t in tokens])
     _decode(pair, measured, options, context_options, progress, make_loop)
@@ -109,10 +110,11 @@ def validate(
         ),
         distribution=measured.distribution,
         reference=measured.reference,
+        margins=histogram(margin for run in measured.plain for margin in run.margins),
     )
 
 
-def _context_options(base: Model, longest: int, options: Options) -> ContextOptions:
+def context_options_for(base: Model, longest: int, options: Options) -> ContextOptions:
     """Choose a context that holds the longest prompt, within what the model was trained for."""
     extra = options.n_predict + options.n_max
     n_ctx = options.n_ctx

@@ -1,0 +1,159 @@
+"""``gguf-mtp bench``: speed by depth on this machine, and which depth to choose."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from gguf_mtp.cli.made import made
+from gguf_mtp.cli.progress import step_bar
+from gguf_mtp.cli.show import wide_console
+from gguf_mtp.report import render
+from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
+from gguf_mtp.runtime.library import load_library
+from gguf_mtp.runtime.pair import open_pair
+from gguf_mtp.validate.bench import bench
+from gguf_mtp.validate.bench_report import bench_json, print_bench
+from gguf_mtp.validate.options import Options
+from gguf_mtp.validate.prompts import load_prompts
+from gguf_mtp.validate.saved import ReportFile
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--heads", type=click.Path(path_type=Path), help="A drafter GGUF, where MODEL has no heads."
+)
+@click.option(
+    "--n-max",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, MAX_OUTPUTS - 1),
+    help="The deepest drafting tried.",
+)
+@click.option(
+    "--n-predict", default=64, show_default=True, type=click.IntRange(2), help="Tokens a prompt."
+)
+@click.option(
+    "--n-prompts",
+    default=6,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Prompts taken, in turns from each set.",
+)
+@click.option(
+    "--prompts",
+    "prompt_sets",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="A shipped set or a JSON-lines file; repeatable. Default: all sets.",
+)
+@click.option(
+    "--repetitions", default=3, show_default=True, type=click.IntRange(1), help="Of everything."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write it, as JSON, to FILE; an earlier one there is removed first.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write it as a page to read, in the same way.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed.")
+@click.option(
+    "--kv-type",
+    default="f16",
+    show_default=True,
+    type=click.Choice(list(KV_TYPES)),
+    help="KV cache type.",
+)
+@click.option(
+    "--flash-attn",
+    default="auto",
+    show_default=True,
+    type=click.Choice(list(FLASH_ATTN)),
+    help="Flash attention.",
+)
+@click.option("--device", help="A device of the library, or cpu. Default: all it has.")
+@click.option("--gpu-layers", default=-1, type=click.IntRange(-1), help="Layers to offload.")
+@click.option("--chat", is_flag=True, help="Wrap prompts in Gemma 4's turn markup.")
+@click.option("--ignore-end", is_flag=True, help="Decode on past end-of-text tokens.")
+@click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
+@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: Path,
+    heads: Path | None,
+    n_max: int,
+    n_predict: int,
+    n_prompts: int,
+    prompt_sets: tuple[str, ...],
+    repetitions: int,
+    as_json: bool,
+    output: Path | None,
+    html: Path | None,
+    threads: int | None,
+    n_ctx: int | None,
+    kv_type: str,
+    flash_attn: str,
+    device: str | None,
+    gpu_layers: int,
+    chat: bool,
+    ignore_end: bool,
+    exact: bool,
+    verbose: bool,
+) -> None:
+    """Measure MODEL, a merged file, with and without MTP, and advise how deep to draft here.
+
+    Every depth and plain decoding take turns, so that ratios come from the same minutes. Drafting
+    is step by step, from Python; the patched programs draft in one graph, which costs less, and
+    choose the depth while they run.
+
+    \b
+    Example:
+      gguf-mtp bench e2b-mtp.gguf --chat
+    """
+    saved = None if output is None else ReportFile(output)
+    page = None if html is None else ReportFile(html)
+    prompts = load_prompts(prompt_sets)[:n_prompts]
+    library = load_library(exact)
+    library.log.echo = verbose
+    files = {"merged": model} if heads is None else {"base": model, "heads": heads}
+    options = Options(
+        n_max=n_max,
+        n_predict=n_predict,
+        n_ctx=n_ctx,
+        n_threads=threads or max(1, (os.cpu_count() or 1) // 2),
+        kv_type=kv_type,
+        flash_attn=flash_attn,
+        exact=exact,
+        chat=chat,
+        ignore_end=ignore_end,
+    )
+    with (
+        open_pair(
+            library=library, options=ModelOptions(gpu_layers=gpu_layers, device=device), **files
+        ) as pair,
+        step_bar() as show,
+    ):
+        found = bench(pair, prompts, options, repetitions, show)
+    document = bench_json(found) | {"made": made(ctx)}
+    as_text = json.dumps(document, indent=2, allow_nan=False)
+    if saved is not None:
+        saved.write(as_text + "\n")
+    if page is not None:
+        page.write(render([("report", document)]))
+    if as_json:
+        click.echo(as_text)
+    else:
+        print_bench(found, wide_console())
