@@ -16,7 +16,7 @@ from gguf_mtp.validate.acceptance import Acceptance, acceptance, counted_rounds
 from gguf_mtp.validate.advice import Advice, Costs, JudgedDraft, advise
 from gguf_mtp.validate.facts import files_of, settings_of
 from gguf_mtp.validate.options import Options
-from gguf_mtp.validate.prompts import Prompt
+from gguf_mtp.validate.prompts import Prompt, encode
 from gguf_mtp.validate.report import FileFacts, Settings
 from gguf_mtp.validate.suite import context_options_for
 
@@ -93,8 +93,7 @@ def bench(
     """
     if not prompts:
         raise RuntimeUnavailable("no prompts to measure on")
-    encode = pair.base.tokenize_turn if options.chat else pair.base.tokenize
-    tokens = [encode(prompt.text) for prompt in prompts]
+    tokens = [encode(prompt, pair.base, options.chat) for prompt in prompts]
     context_options = context_options_for(pair.base, max(map(len, tokens)), options)
     room = context_options.n_ctx - options.n_predict - options.n_max
     tokens = [t[:room] for t in tokens]
