@@ -154,8 +154,8 @@ def load_error(path: str) -> str:
     for _ in range(10):
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         assert result.returncode != 0
-        # Upstream's program may end before its logger has written anything.
-        if result.stderr:
+        # Upstream's program may end before its logger has written its error lines.
+        if re.search(r"^\S+ E ", result.stderr, re.MULTILINE):
             break
     return result.stderr
 
