@@ -1,8 +1,8 @@
 """Number types: floats of a checkpoint to F32, F16, BF16, Q8_0 and Q4_0, bit for bit as
 gguf-py does it.
 
-Everything works in chunks on reused scratch memory. 16-bit sources are mapped to 16-bit types by
-a table of all 65536 values, which gguf-py's own conversion fills once.
+Everything works in chunks on reused scratch memory. For 16-bit sources and types there is a table
+of all 65536 values, which gguf-py's own conversion fills once.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,9 @@ SOURCE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 PASS_VALUES = 1 << 16
 BLOCK_VALUES = 32  # of Q8_0 and Q4_0
 MAGNITUDE = np.uint32(0x7FFFFFFF)
+# As bits of BF16: the magnitudes from the first on and below the second are normal numbers of F16.
+F16_NORMAL, F16_ABOVE = np.uint16(0x3880), np.uint16(0x4780)
+F16_BIAS = np.uint16((127 - 15 << 10) % (1 << 16))
 BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 
 
@@ -57,8 +60,10 @@ class Encoder:
         n_values = len(chunk) // SOURCE_BYTES[dtype]
         out = self._out[: n_values // number.block_values * number.block_bytes]
         if number.block_bytes == SOURCE_BYTES[dtype] == 2:
-            table = _table(dtype, number.name)
-            np.take(table, chunk.view(np.uint16), out=out.view(np.uint16), mode="clip")
+            halves = chunk.view(np.uint16)
+            for first in range(0, n_values, PASS_VALUES):
+                within = slice(first, first + PASS_VALUES)
+                self._rewrite(halves[within], dtype, number.name, out.view(np.uint16)[within])
             return out
         step: Callable[[Floats, Bytes], None] = getattr(self, f"_to_{number.name.lower()}")
         source = chunk.reshape(n_values, -1)
@@ -74,13 +79,31 @@ class Encoder:
                 step(self._widen(part, dtype), out[begin:end])
         return out
 
+    def _rewrite(self, halves: Halves, dtype: str, target: str, out: Halves) -> None:
+        """16 bits by a table; BF16 that F16 holds exactly, which is most of it, by arithmetic."""
+        table = _table(dtype, target)
+        if dtype != "BF16" or target != "F16":
+            np.take(table, halves, out=out, mode="clip")
+            return
+        # The exponent gets another bias and five bits; all of it modulo 2^16.
+        small = self._small[: len(halves)]
+        np.left_shift(halves, 3, out=out)
+        np.subtract(out, F16_BIAS, out=out)
+        np.bitwise_and(out, 0x7FFF, out=out)
+        np.bitwise_and(halves, 0x8000, out=small)
+        np.bitwise_or(out, small, out=out)
+        np.bitwise_and(halves, 0x7FFF, out=small)
+        np.subtract(small, F16_NORMAL, out=small)
+        others = np.flatnonzero(small >= F16_ABOVE - F16_NORMAL)
+        out[others] = table[halves[others]]
+
     def _widen(self, part: Bytes, dtype: str) -> Floats:
         if dtype == "F32":
             return part.view(np.float32)
         halves = part.view(np.uint16)
         wide = self._wide[: len(halves)]
         if dtype == "BF16":
-            np.left_shift(halves, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
+            _to_upper_half(halves, wide.view(np.uint32))
         else:
             wide[...] = halves.view(np.float16)
         return wide
@@ -137,7 +160,7 @@ class Encoder:
         np.bitwise_and(halves, 0x7FFF, out=small)
         largest = self._block_max(small).astype(np.uint32) << 16
         magnitudes = self._scaled[: len(halves)]
-        np.left_shift(small, np.uint32(16), out=magnitudes.view(np.uint32), dtype=np.uint32)
+        _to_upper_half(small, magnitudes.view(np.uint32))
         if not self._write_q8_0(magnitudes, largest.view(np.float32), signs, out):
             _reference(self._widen(halves.view(np.uint8), "BF16"), out, Q8_0)
 
@@ -206,6 +229,12 @@ class Encoder:
         np.left_shift(codes[:, 16:], 4, out=result[:, 2:])
         np.bitwise_or(result[:, 2:], codes[:, :16], out=result[:, 2:])
         _write_scales(result, scale)
+
+
+def _to_upper_half(halves: Halves, out: npt.NDArray[np.uint32]) -> None:
+    """Shifted left by 16; in two steps, as numpy casts and shifts at once in small buffers only."""
+    np.copyto(out, halves)
+    np.left_shift(out, 16, out=out)
 
 
 def _write_scales(blocks: Bytes, scale: Floats) -> None:

@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 20
 GATHERED_BYTES = 1 << 27
 MAX_THREADS = 8
 # Written bytes after which the kernel is told to begin putting them on the medium.
-FLUSH_BYTES = 1 << 27
+FLUSH_BYTES = 1 << 25
 
 Progress = Callable[[int], None]
 
@@ -98,16 +98,23 @@ class _Shared:
         jobs: Iterator[_Chunk],
     ) -> None:
         self.sources = sources
-        self.output = output
+        self._output = output
         self.stop = threading.Event()
         self._progress = progress
         self._jobs = jobs
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
 
     def next_job(self) -> _Chunk | None:
         """The next chunk; None when there are no more, or when it is time to stop."""
         with self._lock:
             return None if self.stop.is_set() else next(self._jobs, None)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """All of `data` at `offset`. One thread at a time: the kernel lets only one write to a file
+        and has the others spin, who could be reading or converting instead."""
+        with self._writing:
+            self._output.write(data, offset)
 
     def advance(self, nbytes: int) -> None:
         with self._lock:
@@ -140,7 +147,7 @@ def _work(shared: _Shared) -> None:
         data = buffer[: job.nbytes]
         source.read_into(data.data, job.ref.offset + job.begin)
         encoded = _encode(job.slot, job.ref, data, encoder)
-        shared.output.write(encoded.data, job.slot.offset + _stored_bytes(job))
+        shared.write(encoded.data, job.slot.offset + _stored_bytes(job))
         shared.advance(job.nbytes)
 
 
@@ -186,7 +193,7 @@ def _reorder(
                 gathered[rows[wanted]] = encoded.reshape(-1, stored_bytes)
             if first == 0:
                 shared.advance(len(data))
-        shared.output.write(gathered.reshape(-1).data, slot.offset + first * stored_bytes)
+        shared.write(gathered.reshape(-1).data, slot.offset + first * stored_bytes)
 
 
 def _digest(source: SourceFile, shared: _Shared) -> str:
@@ -203,7 +210,7 @@ def _digest(source: SourceFile, shared: _Shared) -> str:
 def _flush(output: Target, stop: threading.Event) -> None:
     """Have the medium work while there is more to convert, not all at the end."""
     flushed = 0
-    while not stop.wait(0.05):
+    while not stop.wait(0.005):
         if output.written - flushed >= FLUSH_BYTES:
             flushed = output.written
             output.sync()
