@@ -11,8 +11,8 @@ import numpy as np
 LENGTH_BYTES = 8
 # Becomes 8 bytes of 0xFF, which no UTF-8 holds, where a length is to go.
 _GAP = "\udcff" * LENGTH_BYTES
-# Zeros behind the only byte of a length below 256.
-_ZEROS = LENGTH_BYTES - 1
+# Runs of zeros joined to those this far on: of 2, of 4, then of 7, as behind a length below 256.
+_STEPS = (1, 2, 3)
 # Of a buffer at a time; bounds the memory that positions take.
 SEARCHED_BYTES = 1 << 20
 
@@ -42,11 +42,10 @@ def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
     """
     searched = min(begin + SEARCHED_BYTES, len(buffer))
     data = np.frombuffer(buffer, np.uint8, searched)
-    zeros = begin + np.flatnonzero(data[begin:] == 0)
-    ends = zeros[_ZEROS - 1 :]
-    starts = zeros[: len(ends)]
-    places = starts[ends - starts == _ZEROS - 1] - 1
-    places = places[(places >= begin) & (data[places] != 0)]
+    zeros = data[begin:] == 0
+    for step in _STEPS:
+        zeros = zeros[: max(0, len(zeros) - step)] & zeros[step:]
+    places = begin + np.flatnonzero(zeros[1:] & (data[begin : begin + len(zeros[1:])] != 0))
     leads_on = places[:-1] + LENGTH_BYTES + data[places[:-1]] == places[1:]
     lasts = np.flatnonzero(~np.append(leads_on, False)).tolist()
     runs = {
