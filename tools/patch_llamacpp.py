@@ -40,18 +40,20 @@ class Variant:
     patches: str = SERIES
     flags: tuple[str, ...] = ()
     targets: tuple[str, ...] | None = None
-    own_backend: bool = False  # built for the backend that was chosen, not for the CPU
+    backend: str | None = "cpu"  # None: built for the backend that was chosen
 
 
 # `exact` has CPU kernels whose F32 result does not depend on the batch width; `stock` is the
-# unpatched library, which tests compare with; `baseline` is what benchmarks compare with.
+# unpatched library, which tests compare with; `baseline` is what benchmarks compare with; `vulkan`
+# runs on any Vulkan device, a software driver among them, which ``--backend auto`` never chooses.
 VARIANTS = {
-    "default": Variant(own_backend=True),
+    "default": Variant(backend=None),
     "exact": Variant(flags=("-DGGML_LLAMAFILE=OFF",)),
     "stock": Variant(NONE, ("-DGGML_LLAMAFILE=OFF",), ("llama-speculative-simple",)),
     "baseline": Variant(
-        COMPILER_FIXES, targets=("llama-speculative-simple", "llama-server"), own_backend=True
+        COMPILER_FIXES, targets=("llama-speculative-simple", "llama-server"), backend=None
     ),
+    "vulkan": Variant(targets=("llama-speculative-simple",), backend="vulkan"),
 }
 KEPT_TREES = 4
 
@@ -89,8 +91,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         if variant.patches not in trees:
             trees[variant.patches] = source_tree(options.tree, digest, variant.patches)
         tree = trees[variant.patches]
-        # The variants that tests compare are about the CPU's kernels.
-        chosen = backend if variant.own_backend else build.choose_backend("cpu")
+        chosen = build.choose_backend(variant.backend) if variant.backend else backend
         # llama.cpp's .gitignore covers names like this.
         out = tree / f"build-mtp-{chosen.name}-{name}"
         _say(f"{name}: {tree} ({chosen.name})")

@@ -8,7 +8,7 @@ import click
 
 from gguf_mtp.output import OutputFile, check_output
 from gguf_mtp.readers.strict_json import read_object
-from gguf_mtp.report import badge, render
+from gguf_mtp.report import badge, render, single_reports
 
 
 @click.command()
@@ -29,7 +29,7 @@ def command(saved: tuple[Path, ...], html: Path | None, as_badge: bool, force: b
     """
     if html is None and not as_badge:
         raise click.UsageError("give --html OUT, --badge or both")
-    documents = [(str(path), read_object(path)) for path in saved]
+    documents = [each for path in saved for each in single_reports(str(path), read_object(path))]
     badges = [badge(document, where) for where, document in documents] if as_badge else []
     if html is not None:
         write_page(html, render(documents), inputs=saved, force=force)

@@ -11,14 +11,21 @@ from rich.console import Console
 
 from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
-from gguf_mtp.report import badge, render
+from gguf_mtp.report import badge, render, single_reports
 from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
-from gguf_mtp.runtime.library import ENV_LIBRARY, load_library
-from gguf_mtp.runtime.pair import open_pair
+from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY, load_library
 from gguf_mtp.runtime.sampling import RULES
+from gguf_mtp.validate.backends import (
+    BACKENDS,
+    CPU,
+    choose_targets,
+    to_json,
+    validate_backends,
+)
+from gguf_mtp.validate.cross import CROSS
 from gguf_mtp.validate.prompts import load_prompts
 from gguf_mtp.validate.saved import ReportFile
-from gguf_mtp.validate.suite import Options, validate
+from gguf_mtp.validate.suite import Options
 from gguf_mtp.validate.tiers import BASE, L4, REFERENCE, TIERS
 
 
@@ -28,10 +35,11 @@ def _parse_claims(
     if value is None:
         return None
     names = {name.strip() for name in value.split(",") if name.strip() not in ("", "none")}
-    by_name = {tier.lower(): tier for tier in TIERS}
+    tiers = (*TIERS, CROSS)
+    by_name = {tier.lower(): tier for tier in tiers}
     unknown = sorted(name for name in names if name.lower() not in by_name)
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(TIERS)}, none")
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(tiers)}, none")
     return frozenset(by_name[name.lower()] for name in names)
 
 
@@ -152,7 +160,19 @@ def _parse_claims(
     type=click.Choice(list(FLASH_ATTN)),
     help="Flash attention.",
 )
-@click.option("--device", help="A device of the library, or cpu. Default: all it has.")
+@click.option(
+    "--backend",
+    type=click.Choice([*BACKENDS, ALL_BACKENDS]),
+    help="Validate on this backend. Default: each that has a device.",
+)
+@click.option("--device", help="Devices of one backend between commas, such as Vulkan0, or cpu.")
+@click.option(
+    "--rpc",
+    "rpc_servers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A ggml-rpc-server whose devices join the library's; repeatable. Trusted networks only.",
+)
 @click.option(
     "--gpu-layers",
     default=-1,
@@ -191,7 +211,9 @@ def command(
     n_ctx: int | None,
     kv_type: str,
     flash_attn: str,
+    backend: str | None,
     device: str | None,
+    rpc_servers: tuple[str, ...],
     gpu_layers: int,
     no_repack: bool,
     chat: bool,
@@ -208,13 +230,17 @@ def command(
     L4  at --temperature, drawn tokens have the target's distribution
     drafts-exact    every draft is what the heads give for the text before it
     base-identical  the base inside gives the logits of --against, bit for bit
+    cross-backend   the logits agree with the CPU's within a stated tolerance
     reference       base and heads give the logits of --reference
 
-    Claimed by default: L0, L1, drafts-exact, base-identical with --against, and L2 where the
-    logits are measured not to depend on the batch shape (or with --exact on an all-F32 file);
-    elsewhere L2 is reported, and L3 always. L4 where the draws also tell a rule broken on purpose;
-    the reference for an all-F32 file. Exit codes: 0 every claimed tier holds, 1 one does
-    not, 2 could not run.
+    Runs on each backend of the library that has a device, and compares each with the CPU;
+    --backend vulkan takes that one (and its library), all also fails where one has no device.
+
+    Claimed by default: L0, L1, drafts-exact, cross-backend, base-identical with --against, and
+    L2 where the logits are measured not to depend on the batch shape (or with --exact on an
+    all-F32 file); elsewhere L2 is reported, and L3 always. L4 where the draws also tell a rule
+    broken on purpose; the reference for an all-F32 file. Exit codes: 0 every claimed tier holds,
+    1 one does not, 2 could not run.
 
     Example: gguf-mtp validate model-mtp.gguf --against model.gguf
     """
@@ -232,9 +258,14 @@ def command(
     saved = None if output is None else ReportFile(output)
     page = None if html is None else ReportFile(html)
     prompts = load_prompts(prompt_sets)[:n_prompts]
-    library = load_library(exact)
+    # A device that is not the CPU is in the library with most backends.
+    of_device = ALL_BACKENDS if device is not None and device.lower() != CPU else None
+    library = load_library(exact, backend or of_device)
     library.log.echo = verbose
-    model_options = ModelOptions(gpu_layers=gpu_layers, device=device, repack=not no_repack)
+    for server in rpc_servers:
+        library.add_rpc_server(server)
+    targets = choose_targets(library, backend, device)
+    model_options = ModelOptions(gpu_layers=gpu_layers, repack=not no_repack)
     files = {"merged": model} if heads is None else {"base": model, "heads": heads}
     options = Options(
         n_max=n_max,
@@ -253,19 +284,23 @@ def command(
         seed=seed,
         rules=rules or tuple(RULES),
     )
-    with open_pair(library=library, options=model_options, **files) as pair, step_bar() as show:
-        report = validate(pair, prompts, options, against, show, reference=reference)
-    document = report.to_json() | {"made": made(ctx)}
+    with step_bar() as show:
+        reports = validate_backends(
+            library, files, targets, prompts, options, model_options, against, show, reference
+        )
+    document = to_json(reports, {"made": made(ctx)})
     as_text = json.dumps(document, indent=2, allow_nan=False)
     if saved is not None:
         saved.write(as_text + "\n")
     if page is not None:
-        page.write(render([("report", document)]))
+        page.write(render(single_reports("report", document)))
     if as_json:
         click.echo(as_text)
     else:
-        report.print(Console(soft_wrap=True))
+        for each in reports:
+            each.print(Console(soft_wrap=True))
     if as_badge:
-        click.echo(badge(document))
-    if not report.holds:
+        for _, single in single_reports("report", document):
+            click.echo(badge(single))
+    if not all(each.report.holds for each in reports):
         raise click.exceptions.Exit(1)

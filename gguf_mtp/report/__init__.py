@@ -2,5 +2,6 @@
 
 from gguf_mtp.report.badge import badge
 from gguf_mtp.report.page import render
+from gguf_mtp.report.several import single_reports
 
-__all__ = ["badge", "render"]
+__all__ = ["badge", "render", "single_reports"]

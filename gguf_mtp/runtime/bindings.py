@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.library import Library
+from gguf_mtp.runtime.placement import Placement, placement
 
 Row = npt.NDArray[np.float32]
 
@@ -35,10 +36,10 @@ ALL_LAYERS = 0x7FFFFFFF
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How weights are loaded: layers to offload (-1: all), device name, repacked CPU buffers."""
+    """How weights are loaded: layers to offload (-1: all), device names, repacked CPU buffers."""
 
     gpu_layers: int = -1
-    device: str | None = None  # "cpu" keeps everything on the CPU
+    device: str | None = None  # names between commas; "cpu" keeps everything on the CPU
     repack: bool = True
 
 
@@ -61,6 +62,7 @@ class Model(Closing):
         self.path = path
         self.options = options
         self._address: Any = address
+        self.placement: Placement = placement(library.log.lines(), "model")
         api = library.api
         self._vocab = api.llama_model_get_vocab(address)
         self.n_vocab = int(api.llama_vocab_n_tokens(self._vocab))
@@ -220,6 +222,8 @@ class Context(Closing):
         if not address:
             raise self.library.failure(f"{model.path}: llama.cpp cannot make a context")
         self._address = address
+        self.cache_placement = placement(self.library.log.lines(), "KV")
+        self.compute_placement = placement(self.library.log.lines(), "compute")
         self.flash_attn = options.flash_attn
         if self.flash_attn == "auto":  # only the log says what was chosen
             self.flash_attn = _flash_attn_chosen(self.library.log.lines())
@@ -403,11 +407,12 @@ def _model_params(library: Library, options: ModelOptions) -> tuple[Any, Any]:
         nothing = (ctypes.c_void_p * 1)(None)  # an empty list, where NULL would mean "all"
         params.devices = ctypes.cast(nothing, ctypes.c_void_p)
         return params, nothing
-    devices = library.devices()
-    chosen = [device for device in devices if device.name.lower() == options.device.lower()]
-    if not chosen:
-        names = ", ".join(device.name for device in devices) or "none"
-        raise RuntimeUnavailable(f"no device {options.device!r}; the library has: {names}")
-    handles = (ctypes.c_void_p * 2)(chosen[0].handle, None)
+    devices = {device.name.lower(): device for device in library.devices()}
+    handles = (ctypes.c_void_p * (options.device.count(",") + 2))()  # ends with NULL
+    for i, name in enumerate(options.device.split(",")):
+        if name.strip().lower() not in devices:
+            names = ", ".join(device.name for device in devices.values()) or "none"
+            raise RuntimeUnavailable(f"no device {name.strip()!r}; the library has: {names}")
+        handles[i] = devices[name.strip().lower()].handle
     params.devices = ctypes.cast(handles, ctypes.c_void_p)
     return params, handles

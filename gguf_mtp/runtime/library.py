@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import json
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -18,6 +19,15 @@ from gguf_mtp.errors import RuntimeUnavailable
 ENV_LIBRARY = "LLAMA_CPP_LIB_PATH"  # llama-cpp-python's own variable: a directory
 BUILD_HINT = "run `make patch-llamacpp`"
 EXACT_HINT = "run `python tools/patch_llamacpp.py --variant exact`"
+ALL_BACKENDS = "all"
+VARIANTS = ("exact", "vulkan")  # those of tools/patch_llamacpp.py that are loaded here
+DEVICE_BACKENDS = ("metal", "cuda", "vulkan")  # those that a library is built for
+
+# ggml's names of its backends -> ours. Builds for AMD and Moore Threads are the CUDA backend too.
+BACKEND_NAMES = {
+    "CPU": "cpu", "MTL": "metal", "Metal": "metal", "Vulkan": "vulkan",
+    "CUDA": "cuda", "ROCm": "cuda", "MUSA": "cuda", "RPC": "rpc",
+}  # fmt: skip
 
 # enum ggml_log_level (ggml.h)
 LOG_LEVEL_WARN = 3
@@ -27,13 +37,36 @@ LOG_LEVEL_CONTINUES = 5
 
 @dataclass(frozen=True)
 class LibraryRecord:
-    """What ``make patch-llamacpp`` left behind: where the library is and what it was built from."""
+    """What ``make patch-llamacpp`` left behind: where the library is and what it was built from.
+
+    `backend` is the one of `lib_dir`; the library of another one is a variant of that name.
+    The ``exact`` variant is always for the CPU.
+    """
 
     lib_dir: Path
     pin: str
     patches: str
-    backend: str  # of `lib_dir`; an exact build is always for the CPU
-    exact_lib_dir: Path | None
+    backend: str
+    variants: Mapping[str, Path]  # name -> directory of its library
+
+    @property
+    def exact_lib_dir(self) -> Path | None:
+        """The build with batch-invariant kernels, if there is one."""
+        return self.variants.get("exact")
+
+    def lib_dir_of(self, backend: str | None) -> tuple[Path, str] | None:
+        """The library that serves `backend`, and the backend it was built for.
+
+        None is the recorded default, which serves ``cpu`` too; ``all`` is the one with most
+        backends. Returns None where no library recorded here has it.
+        """
+        own = (self.lib_dir, self.backend)
+        if backend in (None, "cpu", self.backend):
+            return own
+        variant = "vulkan" if backend == ALL_BACKENDS and self.backend == "cpu" else backend
+        if variant in DEVICE_BACKENDS and variant in self.variants:
+            return self.variants[variant], variant
+        return own if backend in (ALL_BACKENDS, "rpc") else None
 
 
 @dataclass(frozen=True)
@@ -43,6 +76,7 @@ class LibraryChoice:
     lib_dir: Path | None  # None: the library inside llama-cpp-python itself
     origin: str  # "environment", "record", "exact record" or "bindings"
     record: LibraryRecord | None
+    backend: str = ""  # what it was built for, where a record says so
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,7 @@ class Device:
     name: str
     description: str
     is_cpu: bool
+    backend: str  # "cpu", "metal", "vulkan", "cuda", "rpc", or ggml's own name of another one
     handle: int
 
 
@@ -74,13 +109,13 @@ def read_record(path: Path) -> LibraryRecord | None:
         raise RuntimeUnavailable(f"{path}: cannot read the llama.cpp record ({error})") from None
     try:
         fields = json.loads(text)
-        exact = fields.get("exact")
+        variants = {k: Path(fields[k]["lib_dir"]) for k in VARIANTS if k in fields}
         return LibraryRecord(
             lib_dir=Path(fields["lib_dir"]),
             pin=str(fields.get("pin", "")),
             patches=str(fields.get("patches", "")),
             backend=str(fields.get("backend", "cpu")),
-            exact_lib_dir=Path(exact["lib_dir"]) if exact else None,
+            variants=variants,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RuntimeUnavailable(
@@ -88,12 +123,26 @@ def read_record(path: Path) -> LibraryRecord | None:
         ) from None
 
 
-def choose_library(exact: bool = False, environ: Mapping[str, str] = os.environ) -> LibraryChoice:
+def build_hint(backend: str) -> str:
+    """How to build a library that has `backend`."""
+    if backend == "vulkan":
+        return "run `python tools/patch_llamacpp.py --variant vulkan`"
+    return f"run `make patch-llamacpp BACKEND={backend}`" if backend != "rpc" else BUILD_HINT
+
+
+def choose_library(
+    exact: bool = False,
+    environ: Mapping[str, str] = os.environ,
+    backend: str | None = None,
+) -> LibraryChoice:
     """Decide which library to load: the environment's, the record's, or the bindings' own.
 
-    `exact` asks for the recorded build with batch-invariant kernels; a directory named by
-    the environment is taken as it is. Raises RuntimeUnavailable where `exact` cannot be met.
+    `exact` asks for the recorded build with batch-invariant kernels, `backend` for one that has
+    that backend (``all``: as many as there are); a directory named by the environment is taken
+    as it is. Raises RuntimeUnavailable where `exact` or `backend` cannot be met.
     """
+    if exact and backend not in (None, "cpu"):
+        raise RuntimeUnavailable(f"batch-invariant kernels are the CPU's, not those of {backend}")
     named = environ.get(ENV_LIBRARY)
     if named:
         return LibraryChoice(Path(named), "environment", None)
@@ -103,11 +152,16 @@ def choose_library(exact: bool = False, environ: Mapping[str, str] = os.environ)
         if exact:
             raise RuntimeUnavailable(f"no llama.cpp is recorded in {path}; {EXACT_HINT}")
         return LibraryChoice(None, "bindings", None)
-    if not exact:
-        return LibraryChoice(record.lib_dir, "record", record)
-    if record.exact_lib_dir is None:
-        raise RuntimeUnavailable(f"{path} records no batch-invariant build; {EXACT_HINT}")
-    return LibraryChoice(record.exact_lib_dir, "exact record", record)
+    if exact:
+        if record.exact_lib_dir is None:
+            raise RuntimeUnavailable(f"{path} records no batch-invariant build; {EXACT_HINT}")
+        return LibraryChoice(record.exact_lib_dir, "exact record", record, "cpu")
+    found = record.lib_dir_of(backend)
+    if found is None:
+        raise RuntimeUnavailable(
+            f"{path} records no llama.cpp with the {backend} backend; {build_hint(str(backend))}"
+        )
+    return LibraryChoice(found[0], "record", record, found[1])
 
 
 class LogTail:
@@ -167,6 +221,7 @@ class Library:
         self._log_callback = api.llama_log_callback(self._on_log)
         api.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         api.llama_backend_init()
+        self._registry = _registry(api._lib)
         self._load_heads = self._patched_function(
             "llama_model_load_mtp_from_file",
             [ctypes.c_char_p, api.llama_model_params],
@@ -220,35 +275,52 @@ class Library:
         return " ".join(text.replace("|", " ").split())
 
     def devices(self) -> list[Device]:
-        """List the ggml backend devices; empty where the registry cannot be reached.
-
-        ``ggml_backend_dev_*`` live in libggml, which the loader finds through libllama on
-        Linux and macOS.
-        """
-        lib = self.api._lib
-        try:
-            count, get = lib.ggml_backend_dev_count, lib.ggml_backend_dev_get
-            name, describe = lib.ggml_backend_dev_name, lib.ggml_backend_dev_description
-            kind = lib.ggml_backend_dev_type
-        except AttributeError:
+        """List the ggml backend devices; empty where the registry cannot be reached."""
+        registry = self._registry
+        if registry is None:
             return []
-        count.argtypes, count.restype = [], ctypes.c_size_t
-        get.argtypes, get.restype = [ctypes.c_size_t], ctypes.c_void_p
-        for text_function in (name, describe):
-            text_function.argtypes, text_function.restype = [ctypes.c_void_p], ctypes.c_char_p
-        kind.argtypes, kind.restype = [ctypes.c_void_p], ctypes.c_int
         found = []
-        for index in range(count()):
-            handle = get(index)
+        for index in range(registry.ggml_backend_dev_count()):
+            handle = registry.ggml_backend_dev_get(index)
+            owner = registry.ggml_backend_dev_backend_reg(handle)
             found.append(
                 Device(
-                    name=name(handle).decode("utf-8", "replace"),
-                    description=describe(handle).decode("utf-8", "replace").strip(),
-                    is_cpu=kind(handle) == 0,  # GGML_BACKEND_DEVICE_TYPE_CPU
+                    name=_text(registry.ggml_backend_dev_name(handle)),
+                    description=_text(registry.ggml_backend_dev_description(handle)),
+                    is_cpu=registry.ggml_backend_dev_type(handle) == 0,  # ..._DEVICE_TYPE_CPU
+                    backend=_backend_name(registry.ggml_backend_reg_name(owner)),
                     handle=handle,
                 )
             )
         return found
+
+    def backends(self) -> list[str]:
+        """Name the backends that were compiled in, whether or not they found a device."""
+        registry = self._registry
+        if registry is None:
+            return []
+        handles = map(registry.ggml_backend_reg_get, range(registry.ggml_backend_reg_count()))
+        return [_backend_name(registry.ggml_backend_reg_name(handle)) for handle in handles]
+
+    def add_rpc_server(self, endpoint: str) -> list[Device]:
+        """Make the devices of a ggml-rpc-server at ``host:port`` this library's own.
+
+        Returns them. Raises RuntimeUnavailable where the library has no RPC or nobody answers.
+        """
+        registry = self._registry
+        if registry is None or "rpc" not in self.backends():
+            raise RuntimeUnavailable(f"{self.directory} was built without RPC; {BUILD_HINT}")
+        _require_listener(endpoint)
+        rpc = registry.ggml_backend_reg_by_name(b"RPC")
+        pointer = registry.ggml_backend_reg_get_proc_address(rpc, b"ggml_backend_rpc_add_server")
+        add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(pointer)
+        before = {device.handle for device in self.devices()}
+        self.log.clear()
+        added = add(endpoint.encode())
+        if not added:
+            raise self.failure(f"no RPC server answers at {endpoint}")
+        registry.ggml_backend_register(added)
+        return [device for device in self.devices() if device.handle not in before]
 
     def failure(self, message: str) -> RuntimeUnavailable:
         """Make an error of `message` and the reason that the log gives."""
@@ -256,10 +328,61 @@ class Library:
         return RuntimeUnavailable(f"{message}: {details}" if details else message)
 
 
+def _registry(lib: Any) -> Any:
+    """libggml's functions over backends and devices, or None where they cannot be reached.
+
+    They live in libggml, which the loader finds through libllama on Linux and macOS.
+    """
+    size, pointer, text, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    functions: dict[str, tuple[list[Any], Any]] = {
+        "dev_count": ([], size),
+        "dev_get": ([size], pointer),
+        "dev_name": ([pointer], text),
+        "dev_description": ([pointer], text),
+        "dev_type": ([pointer], number),
+        "dev_backend_reg": ([pointer], pointer),
+        "reg_count": ([], size),
+        "reg_get": ([size], pointer),
+        "reg_name": ([pointer], text),
+        "reg_by_name": ([text], pointer),
+        "reg_get_proc_address": ([pointer, text], pointer),
+        "register": ([pointer], None),
+    }
+    try:
+        for name, (arguments, result) in functions.items():
+            function = getattr(lib, f"ggml_backend_{name}")
+            function.argtypes, function.restype = arguments, result
+    except AttributeError:
+        return None
+    return lib
+
+
+def _require_listener(endpoint: str) -> None:
+    """Refuse an endpoint where nobody listens: ggml would end the process."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal():
+        raise RuntimeUnavailable(f"{endpoint!r} is not HOST:PORT of an RPC server")
+    try:
+        with socket.create_connection((host, int(port)), timeout=10):
+            return
+    except (OSError, OverflowError) as error:
+        raise RuntimeUnavailable(f"no RPC server answers at {endpoint}: {error}") from None
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace").strip()
+
+
+def _backend_name(raw: bytes) -> str:
+    # A server's registry entry is called RPC[host:port].
+    name = _text(raw).partition("[")[0]
+    return BACKEND_NAMES.get(name, name)
+
+
 _loaded: Library | None = None
 
 
-def load_library(exact: bool = False) -> Library:
+def load_library(exact: bool = False, backend: str | None = None) -> Library:
     """Load libllama through llama-cpp-python, once per process.
 
     llama-cpp-python binds its library when it is imported, so a process has one library for
@@ -267,7 +390,7 @@ def load_library(exact: bool = False) -> Library:
     already in place.
     """
     global _loaded
-    choice = choose_library(exact)
+    choice = choose_library(exact, backend=backend)
     if _loaded is not None:
         if choice.lib_dir is not None and not _same_directory(choice.lib_dir, _loaded.directory):
             raise RuntimeUnavailable(

@@ -19,7 +19,6 @@ def settings_of(
     """Describe everything that the figures depend on beside the files."""
     library: Library = pair.base.library
     record = library.choice.record
-    backend = "cpu" if library.choice.origin == "exact record" else record and record.backend
     return Settings(
         n_max=options.n_max,
         n_predict=options.n_predict,
@@ -36,7 +35,7 @@ def settings_of(
         library_version=library.version,
         library_commit=record.pin if record else "",
         library_patches=record.patches if record else "",
-        library_backend=backend or "",
+        library_backend=library.choice.backend,
         library_features=library.features,
         bindings_version=library.bindings_version,
         repack=pair.base.options.repack,
@@ -49,10 +48,9 @@ def settings_of(
 def _device(library: Library, options: ModelOptions) -> str:
     """Describe where layers go: the named device, or all accelerators there are."""
     devices = library.devices()
-    wanted = (options.device or "").lower()
-    if options.gpu_layers == 0:
-        wanted = "cpu"
-    accelerators = [d for d in devices if not d.is_cpu and wanted in ("", d.name.lower())]
+    wanted = "cpu" if options.gpu_layers == 0 else (options.device or "").lower()
+    names = wanted.split(",")
+    accelerators = [d for d in devices if not d.is_cpu and (not wanted or d.name.lower() in names)]
     chosen = accelerators or [d for d in devices if d.is_cpu]
     return ", ".join(f"{d.name} ({d.description})" for d in chosen) or "unknown"
 

@@ -20,6 +20,7 @@ TARGETS = (
     "llama-server",
     "llama-quantize",
     "llama-tokenize",
+    "ggml-rpc-server",
 )
 
 _COMMON_FLAGS = (
@@ -30,7 +31,12 @@ _COMMON_FLAGS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
+    # Devices of other machines: one more small file, nothing of it runs unless a server is named.
+    "-DGGML_RPC=ON",
 )
+
+# See the header in there.
+VULKAN_HEADERS = Path(__file__).parent / "vulkan-headers"
 
 
 @dataclass(frozen=True)
@@ -80,15 +86,33 @@ def choose_backend(name: str) -> Backend:
 
 def configure(tree: Path, build: Path, backend: Backend, extra: tuple[str, ...]) -> None:
     """Run CMake for `tree` into `build`; ccache and Ninja are used where they are installed."""
+    build.mkdir(parents=True, exist_ok=True)
     flags = [*_COMMON_FLAGS, *backend.flags, *extra]
+    if backend.name == "vulkan" and vulkan_headers_are_old():
+        # A copy: under the cache, ccache sees the same path from every clone.
+        shutil.copytree(VULKAN_HEADERS, build / "vulkan-headers", dirs_exist_ok=True)
+        flags += [f"-DVulkan_INCLUDE_DIR={build / 'vulkan-headers'}"]
     if shutil.which("ninja"):
         flags += ["-G", "Ninja"]
     if shutil.which("ccache"):
         flags += [f"-DCMAKE_{lang}_COMPILER_LAUNCHER=ccache" for lang in ("C", "CXX")]
         if backend.name == "cuda":
             flags += ["-DCMAKE_CUDA_COMPILER_LAUNCHER=ccache"]
-    build.mkdir(parents=True, exist_ok=True)
     _run(["cmake", "-S", str(tree), "-B", str(build), *flags], build / "configure.log", "configure")
+
+
+def vulkan_headers_are_old() -> bool:
+    """Whether the compiler's own Vulkan headers are there but lack what ggml-vulkan names."""
+    if "VULKAN_SDK" in os.environ:  # CMake takes the headers from there
+        return False
+    result = subprocess.run(
+        [os.environ.get("CXX") or "c++", "-x", "c++", "-E", "-dM", "-"],
+        input="#include <vulkan/vulkan_core.h>\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return result.returncode == 0 and "VK_EXT_layer_settings" not in result.stdout
 
 
 def compile_targets(build: Path, targets: tuple[str, ...], jobs: int, label: str) -> None:
