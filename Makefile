@@ -13,16 +13,17 @@ BENCH_ARGS    ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo lint test test-llamacpp fuzz \
+.PHONY: help setup patch-llamacpp demo lint test tiers test-llamacpp fuzz \
         bench bench-convert bench-convert-16g clean
 
 help:
 	@echo "make demo               base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
-	@echo "make test               set up everything, lint, run the tests"
+	@echo "make test               set up everything, lint, run the tests (VULKAN=0: without those on Vulkan)"
 	@echo "make patch-llamacpp     get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make lint               ruff and mypy"
 	@echo "On demand:"
 	@echo "make test-llamacpp      llama.cpp's own tests on the patched tree"
+	@echo "make tiers              the table of tiers in docs/backends.md, CPU and Vulkan"
 	@echo "make fuzz               fuzz everything that reads files of strangers (MINUTES=60)"
 	@echo "make bench              stock beside patched on the real shapes (BENCH_ARGS=--quick)"
 	@echo "make bench-convert      converting beside cp (BENCH_ARGS=\"--llama-cpp TREE --python PY\")"
@@ -46,11 +47,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The comparison variants and the CPU backend: what the tests assert does not depend on a GPU.
+# The comparison variants, the CPU backend, and Vulkan on a software driver: what the tests assert
+# does not depend on a GPU. VULKAN=0 leaves the third out.
+VULKAN ?= 1
 test: lint
 	tools/browser.sh
-	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock
-	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock \
+	    $(if $(filter 1,$(VULKAN)),--variant vulkan)
+	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest $(if $(filter 1,$(VULKAN)),,-m "not vulkan")
+
+# Tiers held by type, KV cache, depth and backend, into docs/backends.md; an hour, in steps that are kept.
+tiers: $(STAMP)
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant vulkan
+	$(BIN)/python tools/tier_table.py
 
 test-llamacpp: $(STAMP)
 	$(BIN)/python tools/run_upstream_tests.py $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Which tiers hold, by number type, flash attention, KV cache, depth and backend: a table.
+
+    python tools/tier_table.py                                  # all 192 cells
+    python tools/tier_table.py --backend cpu --type f32 q4_0    # part of them
+
+Runs `gguf-mtp validate`'s tiers on the embedded pair, one cell after another, and keeps each
+cell's report in build/tiers: stopped and started again, it goes on where it was. At the end (or
+at once, with --render) the table goes into docs/backends.md. Backends run in processes of their
+own, since a process has one llama.cpp; one that dies takes one cell with it, and that is said.
+
+Exit codes: 0 every cell asked for was run, 1 one does not hold or died, 2 could not run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from gguf_mtp.api import convert, split
+from gguf_mtp.errors import GgufMtpError, RuntimeUnavailable
+from gguf_mtp.runtime.bindings import ModelOptions
+from gguf_mtp.runtime.library import choose_library, load_library
+from gguf_mtp.validate.backends import choose_targets, validate_backends
+from gguf_mtp.validate.prompts import load_prompts
+from gguf_mtp.validate.suite import Options
+from llamacpp.pin import REPO, cache_dir
+from tier_markdown import table
+
+FIXTURE = REPO / "tests" / "fixtures" / "gemma4-tiny"
+WORK = REPO / "build" / "tiers"
+PAGE = REPO / "docs" / "backends.md"
+BEGIN, END = "<!-- tiers: begin -->", "<!-- tiers: end -->"
+
+TYPES = ("f32", "f16", "q8_0", "q4_0")
+FLASH_ATTN = ("on", "off")
+KV_TYPES = ("f16", "q8_0")
+DEPTHS = (1, 2, 3, 4, 5, 6)
+BACKENDS = ("cpu", "vulkan")
+PROMPT_SET = "python"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination; its report is kept under its name."""
+
+    backend: str
+    outtype: str
+    flash_attn: str
+    kv_type: str
+    n_max: int
+
+    @property
+    def name(self) -> str:
+        """Unique among cells, and a file's name."""
+        return f"{self.backend}-{self.outtype}-fa_{self.flash_attn}-kv_{self.kv_type}-n{self.n_max}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much each cell decodes."""
+
+    prompts: int
+    tokens: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(argv)
+    size = Size(options.prompts, options.tokens)
+    asked = cells(options)
+    try:
+        if options.worker:
+            return work(asked, size, options.work)
+        if not options.render:
+            fill(asked, size, options)
+        text = table(list(kept(asked, options.work)))
+        put_into_page(options.page, text)
+    except (GgufMtpError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    found = [report for _, report in kept(asked, options.work)]
+    print(f"{len(found)} of {len(asked)} cells; the table is in {options.page}")
+    return int(any(report.get("holds") is False or "died" in report for report in found))
+
+
+def cells(options: argparse.Namespace) -> list[Cell]:
+    """All combinations asked for, those of a backend together."""
+    every = product(
+        options.backend, options.type, options.flash_attn, options.kv_type, options.n_max
+    )
+    return [Cell(*parts) for parts in every]
+
+
+def fill(asked: Sequence[Cell], size: Size, options: argparse.Namespace) -> None:
+    """Run what is not there yet, a process for each backend, and another after one that died."""
+    make_models(options.work, options.type)
+    for backend in options.backend:
+        own = [cell for cell in asked if cell.backend == backend]
+        while missing := [c for c in own if not is_kept(c, size, options.work)]:
+            print(f"{backend}: {len(own) - len(missing)} of {len(own)} cells kept", flush=True)
+            command = [sys.executable, __file__, "--worker", "--work", str(options.work)]
+            for flag, value in asdict(size).items():
+                command += [f"--{flag}", str(value)]
+            for flag in ("type", "flash_attn", "kv_type", "n_max"):
+                command += [f"--{flag.replace('_', '-')}", *map(str, getattr(options, flag))]
+            code = subprocess.run(
+                [*command, "--backend", backend], env=environment(backend)
+            ).returncode
+            if code >= 0 and not all(is_kept(cell, size, options.work) for cell in own):
+                raise RuntimeUnavailable(f"the {backend} cells cannot run; the reason is above")
+            if code < 0:
+                keep_died(missing, size, options.work, -code)
+
+
+def keep_died(missing: Sequence[Cell], size: Size, work_dir: Path, signal: int) -> None:
+    """Note for the first cell that is still missing that the process died in it."""
+    cell = next((c for c in missing if not is_kept(c, size, work_dir)), None)
+    if cell is not None:
+        keep(cell, size, work_dir, {"died": f"signal {signal}"})
+
+
+def make_models(work_dir: Path, types: Sequence[str]) -> None:
+    """Convert the embedded pair to each type, and split off the base to compare with."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    for name in types:
+        merged, base = model_paths(work_dir, name)
+        convert(
+            FIXTURE / "target",
+            FIXTURE / "drafter",
+            merged,
+            outtype=name,
+            heads_type=name,
+            force=True,
+        )
+        split(merged, base, None, force=True)
+
+
+def model_paths(work_dir: Path, outtype: str) -> tuple[Path, Path]:
+    """The merged file of a type and its base alone."""
+    return work_dir / f"merged-{outtype}.gguf", work_dir / f"base-{outtype}.gguf"
+
+
+def environment(backend: str) -> dict[str, str]:
+    """The environment of a backend's process: the first Vulkan device, whatever its kind."""
+    if backend != "vulkan":
+        return dict(os.environ)
+    shaders = {"MESA_SHADER_CACHE_DIR": str(cache_dir() / "mesa-shaders")}
+    return {"GGML_VK_VISIBLE_DEVICES": "0"} | shaders | os.environ
+
+
+def work(asked: Sequence[Cell], size: Size, work_dir: Path) -> int:
+    """In a backend's own process: run its missing cells. Returns the exit code."""
+    backend = asked[0].backend
+    library = load_library(backend=backend)
+    (target,) = choose_targets(library, backend, None)
+    prompts = load_prompts([PROMPT_SET])[: size.prompts]
+    for number, cell in enumerate(asked, start=1):
+        if is_kept(cell, size, work_dir):
+            continue
+        merged, base = model_paths(work_dir, cell.outtype)
+        options = Options(
+            n_max=cell.n_max,
+            n_predict=size.tokens,
+            kv_type=cell.kv_type,
+            flash_attn=cell.flash_attn,
+            ignore_end=True,
+        )
+        try:
+            (found,) = validate_backends(
+                library, {"merged": merged}, [target], prompts, options, ModelOptions(), base
+            )
+            report = found.to_json()
+        except RuntimeUnavailable as error:
+            report = {"refused": str(error)}
+        keep(cell, size, work_dir, report)
+        print(f"{number}/{len(asked)} {cell.name}: {outcome(report)}", flush=True)
+    return 0
+
+
+def outcome(report: dict[str, Any]) -> str:
+    """A cell's result in a word."""
+    if "refused" in report:
+        return f"refused: {report['refused']}"
+    return "holds" if report["holds"] else "DOES NOT HOLD"
+
+
+def identity(cell: Cell, size: Size) -> dict[str, Any]:
+    """What a kept report must have been made with to count."""
+    record = choose_library(backend=cell.backend).record
+    built = {"pin": record.pin, "patches": record.patches} if record else {}
+    return asdict(cell) | asdict(size) | built
+
+
+def keep(cell: Cell, size: Size, work_dir: Path, report: dict[str, Any]) -> None:
+    """Keep a cell's report, whole or not at all."""
+    path = work_dir / f"{cell.name}.json"
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({"of": identity(cell, size), "report": report}, indent=1))
+    os.replace(scratch, path)
+
+
+def is_kept(cell: Cell, size: Size, work_dir: Path) -> bool:
+    """Whether a report for this very cell, size and llama.cpp is there."""
+    try:
+        kept_of = json.loads((work_dir / f"{cell.name}.json").read_text())["of"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(kept_of == identity(cell, size))
+
+
+def kept(asked: Sequence[Cell], work_dir: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """What each kept cell is of, and its report."""
+    for cell in asked:
+        try:
+            fields = json.loads((work_dir / f"{cell.name}.json").read_text())
+            yield fields["of"], fields["report"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def put_into_page(page: Path, text: str) -> None:
+    """Replace what stands between the page's markers."""
+    whole = page.read_text()
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise RuntimeUnavailable(f"{page}: no place for the table: {BEGIN} … {END}")
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; without options it is everything."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = made.add_argument
+    add("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    add("--type", nargs="+", choices=TYPES, default=list(TYPES))
+    add("--flash-attn", nargs="+", choices=FLASH_ATTN, default=list(FLASH_ATTN))
+    add("--kv-type", nargs="+", choices=KV_TYPES, default=list(KV_TYPES))
+    add("--n-max", nargs="+", type=int, choices=DEPTHS, default=list(DEPTHS))
+    add("--prompts", type=int, default=2, help="prompts a cell")
+    add("--tokens", type=int, default=24, help="tokens a prompt")
+    add("--work", type=Path, default=WORK, help="where cells are kept")
+    add("--page", type=Path, default=PAGE, help="the page that takes the table")
+    add("--render", action="store_true", help="run nothing, write the table of what is kept")
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
