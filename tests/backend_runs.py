@@ -56,7 +56,7 @@ def run_validate(
         env=clean_environment() if environ is None else environ,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
 

@@ -22,8 +22,8 @@ from gguf_mtp.validate.cross import (
     F32,
     HALF,
     Comparison,
+    CpuLogits,
     Passage,
-    Reference,
     divergence,
     tolerance,
 )
@@ -213,10 +213,10 @@ def compare(library: Library, merged: Path, other: Path, kv_type: str = "f32") -
     store, sizes = io.BytesIO(), ContextOptions(n_ctx=256, kv_type=kv_type)
     with open_pair(merged=merged, library=library, options=CPU) as pair:
         passages = [Passage(name, pair.base.tokenize(text)) for name, text in TEXTS.items()]
-        reference = Reference.record(pair, passages, sizes, store, lambda _done, _total: None)
+        on_cpu = CpuLogits.record(pair, passages, sizes, store, lambda _done, _total: None)
     with open_pair(merged=other, library=library, options=CPU) as pair:
         limit = tolerance(pair.base.ftype, kv_type)
-        return reference.compare(pair, limit, lambda _done, _total: None)
+        return on_cpu.compare(pair, limit, lambda _done, _total: None)
 
 
 def test_a_model_agrees_with_itself(library: Library, merged_f32: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from gguf_mtp.api import convert, split
 from gguf_mtp.errors import GgufMtpError, RuntimeUnavailable
 from gguf_mtp.runtime.bindings import ModelOptions
-from gguf_mtp.runtime.library import choose_library, load_library
+from gguf_mtp.runtime.library import load_library, read_record, record_path
 from gguf_mtp.validate.backends import choose_targets, validate_backends
 from gguf_mtp.validate.prompts import load_prompts
 from gguf_mtp.validate.suite import Options
@@ -195,7 +195,7 @@ def outcome(report: dict[str, Any]) -> str:
 
 def identity(cell: Cell, size: Size) -> dict[str, Any]:
     """What a kept report must have been made with to count."""
-    record = choose_library(backend=cell.backend).record
+    record = read_record(record_path())
     built = {"pin": record.pin, "patches": record.patches} if record else {}
     return asdict(cell) | asdict(size) | built
 
