@@ -161,7 +161,8 @@ def kolmogorov(values: Sequence[float]) -> float:
     ordered, n = np.sort(values), len(values)
     distance = max((np.arange(1, n + 1) / n - ordered).max(), (ordered - np.arange(n) / n).max())
     x = distance * (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n))
-    return 2 * sum((-1) ** (j - 1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 101))
+    terms = (math.exp(-2 * (j * x) ** 2) * (1 if j % 2 else -1) for j in range(1, 101))
+    return 2 * math.fsum(terms)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -143,7 +143,9 @@ def _parse_claims(
     metavar="DIR",
     help="The llama.cpp to use, patched or not: where its libllama is.",
 )
-@click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
+@click.option(
+    "--exact", is_flag=True, help="Use the recorded exact build, in the cheapest exact setting."
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed.")
 @click.option(
@@ -237,10 +239,10 @@ def command(
     --backend vulkan takes that one (and its library), all also fails where one has no device.
 
     Claimed by default: L0, L1, drafts-exact, cross-backend, base-identical with --against, and
-    L2 where the logits are measured not to depend on the batch shape (or with --exact on an
-    all-F32 file); elsewhere L2 is reported, and L3 always. L4 where the draws also tell a rule
-    broken on purpose; the reference for an all-F32 file. Exit codes: 0 every claimed tier holds,
-    1 one does not, 2 could not run.
+    L2 where the logits are measured not to depend on the batch shape (which --exact sees to on
+    a CPU); elsewhere L2 is reported, and L3 always. L4 where the draws also tell a rule broken
+    on purpose; the reference for an all-F32 file. Exit codes: 0 every claimed tier holds, 1 one
+    does not, 2 could not run.
 
     Example: gguf-mtp validate model-mtp.gguf --against model.gguf
     """

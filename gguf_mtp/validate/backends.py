@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,10 +24,12 @@ from gguf_mtp.validate.cross import (
     Passage,
     tolerance,
 )
+from gguf_mtp.validate.exact import open_exact
 from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import Prompt, encode
 from gguf_mtp.validate.report import Report
-from gguf_mtp.validate.suite import Progress, context_options_for, validate
+from gguf_mtp.validate.sizes import context_options_for
+from gguf_mtp.validate.suite import Progress, validate
 
 SCHEMA = "gguf-mtp.validate-backends/1"
 CPU = "cpu"
@@ -166,11 +169,17 @@ def validate_backends(
                 with open_pair(library=library, options=cpu, **files) as pair:
                     on_cpu = _record(pair, prompts, options, store, say)
             on_target = target.model_options(model_options)
-            with open_pair(library=library, options=on_target, **files) as pair:
+            with ExitStack() as stack:
+                if options.exact and target.backend == CPU:
+                    opened = open_exact(library, files, on_target, prompts, options, say)
+                    pair, chosen = stack.enter_context(opened)
+                else:
+                    plainly = open_pair(library=library, options=on_target, **files)
+                    pair, chosen = stack.enter_context(plainly), options
                 cross = None
                 if target.backend != CPU and on_cpu is not None:
                     cross = _compare(on_cpu, pair, target, options, say)
-                report = validate(pair, prompts, options, against, say, reference=reference)
+                report = validate(pair, prompts, chosen, against, say, reference=reference)
             if cross is not None:
                 claimed = options.claims is None or CROSS in options.claims
                 verdicts = (*report.verdicts, cross.verdict(claimed))

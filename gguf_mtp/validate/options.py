@@ -12,9 +12,9 @@ class Options:
     """What to run: sizes in tokens, the compute settings, and which tiers are claimed.
 
     `claims` None means the default: L0, L1 and drafts-exact; base-identical where a base is
-    given; L2 where the measured logits do not depend on the batch shape, or where an exact
-    library runs a file that is all F32; L4 where the draws can tell; the reference where one is
-    given for a file that is all F32. Elsewhere L2 and the reference are reported, not claimed.
+    given; L2 where the measured logits do not depend on the batch shape, or in exact mode; L4
+    where the draws can tell; the reference where one is given for a file that is all F32.
+    Elsewhere L2 and the reference are reported, not claimed.
 
     L4 is measured where `temperature` is set: `draws` at each of `places` by every one of
     `rules`, from seeds that follow from `seed`.

@@ -91,7 +91,8 @@ def parse_prompts(text: str, name: str) -> list[Prompt]:
             raise FormatError(f'{name}:{number}: "chat" is true or false')
         if type(windows) is not int or not 0 <= windows <= MAX_WINDOWS:
             raise FormatError(f'{name}:{number}: "windows" is a number up to {MAX_WINDOWS}')
-        prompts.append(Prompt(*values, Path(name).stem, chat, windows))
+        own_id, own_text, source = values
+        prompts.append(Prompt(own_id, own_text, source, Path(name).stem, chat, windows))
     if not prompts:
         raise FormatError(f"{name}: no prompts")
     return prompts

@@ -24,6 +24,7 @@ from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import Prompt, encode
 from gguf_mtp.validate.reference import Recorded, compare_with, longest, read_recording
 from gguf_mtp.validate.report import PromptFacts, Report, Speed
+from gguf_mtp.validate.sizes import context_options_for, fitted, stepped
 from gguf_mtp.validate.tiers import (
     Divergence,
     compare_prints,
@@ -35,10 +36,16 @@ from gguf_mtp.validate.tiers import (
 )
 from gguf_mtp.validate.verdicts import Measured, claims_of, verdicts_of
 
-__all__ = ["LoopFactory", "Options", "Progress", "SamplerFactory", "validate"]
+__all__ = [
+    "LoopFactory",
+    "Options",
+    "Progress",
+    "SamplerFactory",
+    "context_options_for",
+    "validate",
+]
 
 DECODED_FOR_BASE = 8  # output positions whose logits base-identical compares, after the prompt's
-CONTEXT_STEP = 256
 
 # Called with what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -69,8 +76,8 @@ def validate(
         program, recording = read_recording(reference, pair.base.n_vocab)
     tokens = [encode(prompt, pair.base, options.chat) for prompt in prompts]
     context_options = context_options_for(pair.base, max(map(len, tokens)), options)
-    room = context_options.n_ctx - options.n_predict - options.n_max
-    measured = Measured(list(prompts), [t[:room] for t in tokens])
+    texts = [fitted(text, context_options, options) for text in tokens]
+    measured = Measured(list(prompts), texts)
     _decode(pair, measured, options, context_options, progress, make_loop)
     _check(pair.base, measured, options, context_options, progress)
     if against is not None:
@@ -111,25 +118,6 @@ def validate(
         distribution=measured.distribution,
         reference=measured.reference,
         margins=histogram(margin for run in measured.plain for margin in run.margins),
-    )
-
-
-def context_options_for(base: Model, longest: int, options: Options) -> ContextOptions:
-    """Choose a context that holds the longest prompt, within what the model was trained for."""
-    extra = options.n_predict + options.n_max
-    n_ctx = options.n_ctx
-    if n_ctx is None:
-        n_ctx = min(-(-(longest + extra) // CONTEXT_STEP) * CONTEXT_STEP, base.n_ctx_train)
-    if n_ctx <= extra:
-        raise RuntimeUnavailable(
-            f"a context of {n_ctx} leaves no room for a prompt beside {options.n_predict} new "
-            f"and {options.n_max} drafted tokens"
-        )
-    return ContextOptions(
-        n_ctx=n_ctx,
-        n_threads=options.n_threads,
-        kv_type=options.kv_type,
-        flash_attn=options.flash_attn,
     )
 
 
@@ -259,5 +247,4 @@ def _draw(
 
 def _holding(options: ContextOptions, tokens: int) -> ContextOptions:
     """Return the options with a context that holds as many tokens, at least."""
-    room = -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
-    return replace(options, n_ctx=max(options.n_ctx, room))
+    return replace(options, n_ctx=max(options.n_ctx, stepped(tokens)))

@@ -67,7 +67,7 @@ def claims_of(options: Options, measured: Measured, base: Model) -> frozenset[st
     if measured.base is not None:
         claims.add(BASE)
     invariant = measured.invariance is not None and measured.invariance.holds
-    if invariant or (options.exact and base.is_all_f32):
+    if invariant or options.exact:
         claims.add(L2)
     if measured.distribution is not None and _can_tell(measured.distribution):
         claims.add(L4)
