@@ -15,6 +15,7 @@ _GAP = "\udcff" * LENGTH_BYTES
 _STEPS = (1, 2, 3)
 # Of a buffer at a time; bounds the memory that positions take.
 SEARCHED_BYTES = 1 << 20
+SEARCHED_PER_STRING = 64
 
 
 def encode_strings(values: Sequence[str]) -> bytes:
@@ -40,7 +41,8 @@ def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
     Places that look like a length (a byte and seven zeros) are found all at once. Where each leads
     to the next one there is nothing left to do; elsewhere the strings are followed one by one.
     """
-    searched = min(begin + SEARCHED_BYTES, len(buffer))
+    # A file may have thousands of arrays of one string: each is searched as far as it may reach.
+    searched = min(begin + min(SEARCHED_BYTES, SEARCHED_PER_STRING * limit), len(buffer))
     data = np.frombuffer(buffer, np.uint8, searched)
     zeros = data[begin:] == 0
     for step in _STEPS:

@@ -281,6 +281,14 @@ GGUF = (
         control=items(ARRAY, 4096, struct.pack("<IQ", U8, 0) * 4096),
         uses=("inspect", "base", "heads"),
     ),
+    gguf(
+        "20,000 arrays of one string",
+        lambda p: p.plus(
+            *(array(b"k%d" % at, STRING, 1, text(b"x")) for at in range(20_000)),
+        ),
+        uses=("inspect", "base"),
+        promise="accepted: read in time that the header's size bounds",
+    ),
     gguf("bool 7", key(BOOL, b"\7"), "neither 0 nor 1", control=key(BOOL, b"\1")),
     gguf("bool 7 in an array", items(BOOL, 2, b"\1\7"), "neither 0 nor 1"),
     gguf("alignment 0", alignment(0), "general.alignment is 0", control=alignment(32)),
