@@ -38,7 +38,7 @@ def normal(name: str) -> str:
 def dependencies() -> dict[str, set[str]]:
     """Every package and what needs it: ``gguf-mtp``, an extra of it as ``[dev]``, or a package."""
     found: dict[str, set[str]] = {}
-    pending = []
+    pending: list[str] = []
     for line in requires(PROJECT) or []:
         extra = EXTRA.search(line)
         _add(found, pending, line, f"[{extra[1]}]" if extra else PROJECT)
@@ -73,7 +73,7 @@ def licence(name: str) -> str | None:
         about = metadata(name)
     except PackageNotFoundError:
         return None
-    stated = about.get("License-Expression") or about.get("License") or ""
+    stated = next((about[key] for key in ("License-Expression", "License") if key in about), "")
     if stated and len(stated) < 80 and "\n" not in stated:
         return str(stated)
     for line in about.get_all("Classifier") or []:
