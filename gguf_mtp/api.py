@@ -15,6 +15,7 @@ from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.outtype import K_QUANTS
 from gguf_mtp.gemma4.target import target_half
+from gguf_mtp.hub import BASE, HEADS, local_path
 from gguf_mtp.merged import INLINE, join, separate
 from gguf_mtp.model import Half
 from gguf_mtp.namespace import is_merged
@@ -98,13 +99,16 @@ class Prepared:
         return output_path(given, self.origin, self.base.half, asked)
 
 
-def prepare(base: Path, heads: Path, **options: Any) -> Prepared:
+def prepare(base: Path | str, heads: Path | str, *, quiet: bool = True, **options: Any) -> Prepared:
     """Read both headers, check that the pair fits, and lay out the merged file.
 
-    `base` and `heads` are checkpoint directories or files; `options` are those of `Options`.
-    Raises FormatError, UnsupportedError and PairingError.
+    `base` and `heads` are checkpoint directories or files; as text also repositories of the hub,
+    or files in them, which are fetched (see `hub`), without progress where `quiet`. `options` are
+    those of `Options`. Raises FormatError, UnsupportedError, PairingError and FetchError.
     """
     chosen = Options(**options)
+    base = local_path(base, BASE, quiet=quiet)
+    heads = local_path(heads, HEADS, quiet=quiet)
     read, found = _read_pair(base, heads, chosen)
     whole = _lay_out(read, found, chosen)
     takes = None
@@ -114,7 +118,7 @@ def prepare(base: Path, heads: Path, **options: Any) -> Prepared:
     return Prepared(base, read, found, chosen, whole, takes)
 
 
-def plan_convert(base: Path, heads: Path, **options: Any) -> FilePlan:
+def plan_convert(base: Path | str, heads: Path | str, **options: Any) -> FilePlan:
     """The plan that `prepare` makes; UnsupportedError for types that libllama lays out."""
     prepared = prepare(base, heads, **options)
     if prepared.needs is not None:
@@ -170,8 +174,8 @@ def _read_base_gguf(path: Path, replace_heads: bool) -> _Base:
 
 
 def convert(
-    base: Path,
-    heads: Path,
+    base: Path | str,
+    heads: Path | str,
     out: Path,
     *,
     force: bool = False,
@@ -258,7 +262,12 @@ def shard_outputs(whole: FilePlan, out: Path, max_bytes: int | None) -> list[Out
 
 
 def plan_attach(
-    base: Path, heads: Path, *, heads_type: str | None = None, replace_heads: bool = False
+    base: Path,
+    heads: Path | str,
+    *,
+    heads_type: str | None = None,
+    replace_heads: bool = False,
+    quiet: bool = True,
 ) -> FilePlan:
     """What `attach` appends to the GGUF `base` in place. Raises as `plan_convert`.
 
@@ -267,7 +276,7 @@ def plan_attach(
     if base.is_dir():
         raise UnsupportedError(f"{base}: is a directory; attach takes a GGUF, convert makes one")
     whole = plan_convert(
-        base, heads, heads_type=heads_type, layout=TAIL, replace_heads=replace_heads
+        base, heads, quiet=quiet, heads_type=heads_type, layout=TAIL, replace_heads=replace_heads
     )
     if whole.copied is None:
         raise UnsupportedError(
@@ -278,7 +287,7 @@ def plan_attach(
 
 def attach(
     base: Path,
-    heads: Path,
+    heads: Path | str,
     *,
     heads_type: str | None = None,
     replace_heads: bool = False,

@@ -7,6 +7,7 @@
     ├── UnsupportedError      a well-formed input that this version does not handle
     ├── PairingError          base and heads do not belong together
     ├── OutputError           the output cannot be written (exists, is a directory, disk full …)
+    ├── FetchError            a source cannot be fetched from the hub (no access, no network …)
     └── RuntimeUnavailable    no usable llama.cpp library, or it failed to load or run a model
 """
 
@@ -56,6 +57,10 @@ class PairingError(GgufMtpError):
 
 class OutputError(GgufMtpError):
     """The output path cannot be written, or writing it failed."""
+
+
+class FetchError(GgufMtpError):
+    """A source cannot be fetched, or what arrived is not what the hub says. Names the source."""
 
 
 class RuntimeUnavailable(GgufMtpError):

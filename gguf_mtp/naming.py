@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from gguf_mtp.errors import OutputError
+from gguf_mtp.hub.origin import model_name
 from gguf_mtp.model import Half
 
 FROM_CHECKPOINT = "{name}-{outtype}-mtp.gguf"
@@ -27,7 +28,7 @@ def output_path(given: Path, base: Path, half: Half, outtype: str | None) -> Pat
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
             raise OutputError(f"{given}: {match[0]} is no field of a name, expected {known}")
         if match[1] == "name":
-            return base.absolute().name.removesuffix(".gguf")
+            return model_name(base).removesuffix(".gguf")
         return outtype or _type_name(half.value("general.file_type"))
 
     return given.with_name(_FIELD.sub(fill, given.name)) if given.name else given

@@ -11,6 +11,7 @@ from pathlib import Path
 from gguf_mtp import __version__
 from gguf_mtp.errors import PairingError
 from gguf_mtp.gemma4.shape import ModelShape
+from gguf_mtp.hub.origin import hub_origin, model_name
 from gguf_mtp.keyvalue import KeyValue, string, strings, u32
 from gguf_mtp.model import Half
 from gguf_mtp.notes import Note
@@ -51,7 +52,8 @@ def describe(
     """
     keys: list[KeyValue | Digests] = [
         string(f"{SOURCE}kind", heads.kind),
-        string(f"{SOURCE}name", Path(heads.origin).absolute().name),
+        string(f"{SOURCE}name", model_name(Path(heads.origin))),
+        *_hub_keys(SOURCE, heads),
         strings(f"{SOURCE}files", [path.name for path in heads.weights]),
         Digests(f"{SOURCE}sha256", heads.weights),
         string(f"{SOURCE}converter", CONVERTER),
@@ -61,7 +63,8 @@ def describe(
     keys += (
         *facts,
         string(TARGET_KIND, base.kind),
-        string(f"{TARGET}name", Path(base.origin).absolute().name),
+        string(f"{TARGET}name", model_name(Path(base.origin))),
+        *_hub_keys(TARGET, base),
         string(f"{TARGET}architecture", str(base.value("general.architecture"))),
         u32(TARGET_SIZE, base_shape.hidden_size),
         u32(TARGET_VOCAB, base_shape.vocab_size),
@@ -71,6 +74,15 @@ def describe(
     if hash_base:
         keys.append(Digests(f"{TARGET}sha256", base.weights))
     return tuple(keys)
+
+
+def _hub_keys(prefix: str, half: Half) -> tuple[KeyValue, ...]:
+    """Repository and commit of what was fetched from the hub."""
+    found = hub_origin(Path(half.origin))
+    if found is None:
+        return ()
+    names = (f"{prefix}repository", f"{prefix}revision")
+    return tuple(map(string, names, (found.repo, found.commit)))
 
 
 def split_notes(heads: Half) -> tuple[Note, ...]:

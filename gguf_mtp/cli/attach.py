@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,8 +21,8 @@ from gguf_mtp.writer import append, bytes_to_read, write_file
 @click.option(
     "--heads",
     required=True,
-    type=click.Path(path_type=Path),
-    help="What convert takes: a drafter checkpoint directory, a drafter GGUF …",
+    metavar="PATH|REPO",
+    help="What convert takes: a drafter checkpoint directory, a drafter GGUF, a repository …",
 )
 @click.option("--in-place", is_flag=True, help="Append to BASE itself.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a copy with heads.")
@@ -36,7 +37,7 @@ from gguf_mtp.writer import append, bytes_to_read, write_file
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     base: Path,
-    heads: Path,
+    heads: str,
     in_place: bool,
     output: Path | None,
     heads_type: str | None,
@@ -59,14 +60,17 @@ def command(
     if in_place == (output is not None):
         raise click.UsageError("give --in-place or -o OUTPUT")
     target = output or base
+    options: dict[str, Any] = {
+        "heads_type": heads_type,
+        "replace_heads": replace_heads,
+        "quiet": quiet or as_json,
+    }
     with exit_on_signals():
         started = time.monotonic()
         if output is None:
-            plan = plan_attach(base, heads, heads_type=heads_type, replace_heads=replace_heads)
+            plan = plan_attach(base, heads, **options)
         else:
-            plan = plan_convert(
-                base, heads, heads_type=heads_type, layout=TAIL, replace_heads=replace_heads
-            )
+            plan = plan_convert(base, heads, layout=TAIL, **options)
         if not (quiet or as_json):
             print_notes(plan.notes)
         with progress_bar(target.name, bytes_to_read(plan), quiet=quiet or as_json) as advance:

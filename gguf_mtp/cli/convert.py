@@ -39,15 +39,16 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option(
     "--base",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Gemma 4 checkpoint directory, or a base GGUF (copied as it is), also in parts.",
+    metavar="PATH|REPO",
+    help="Gemma 4 checkpoint directory, or a base GGUF (copied as it is), also in parts; or where "
+    "on the Hugging Face hub: owner/repo[@revision] or hf://owner/repo[@revision][/file].",
 )
 @click.option(
     "--heads",
     required=True,
-    type=click.Path(path_type=Path),
+    metavar="PATH|REPO",
     help="Drafter: checkpoint directory, GGUF of any dialect (copied as it is), loose safetensors, "
-    ".litertlm package.",
+    ".litertlm package; or where on the hub.",
 )
 @click.option(
     "-o",
@@ -100,8 +101,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    base: Path,
-    heads: Path,
+    base: str,
+    heads: str,
     output: Path,
     outtype: str | None,
     heads_type: str | None,
@@ -126,6 +127,7 @@ def command(
     \b
     Example:
       gguf-mtp convert --base gemma-4-E2B-it --heads gemma-4-E2B-it-assistant -o e2b-mtp.gguf
+      gguf-mtp convert --base google/gemma-4-E4B-it --heads google/gemma-4-E4B-it-assistant -o .
     """
     options: dict[str, Any] = {
         "outtype": outtype,
@@ -138,7 +140,7 @@ def command(
     silent = quiet or as_json
     with exit_on_signals():
         started = time.monotonic()
-        prepared = prepare(base, heads, **options)
+        prepared = prepare(base, heads, quiet=silent, **options)
         output = prepared.output_path(output)
         if not silent:
             print_notes(prepared.plan.notes)

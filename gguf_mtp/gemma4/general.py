@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 
 from gguf_mtp.errors import FormatError, brief
+from gguf_mtp.hub.origin import model_name
 from gguf_mtp.keyvalue import SCALARS, KeyValue, ValueType, array, scalar, string, strings
 from gguf_mtp.model import Tensor
 from gguf_mtp.readers.checkpoint import Checkpoint
@@ -45,12 +46,13 @@ def general_keys(
     wanted = {} if override is None else _read_override(override)
     counts = _parameter_counts(tensors)
     # abspath and not resolve: the name the user gave, not the one a symlink leads to.
-    path = Path(str(checkpoint.path.absolute()))
+    path = checkpoint.path.absolute()
     card = path / "README.md"
+    named = Path(model_name(path))
     generation = checkpoint.json("generation_config.json") or {}
     try:
         metadata = gguf.Metadata.apply_metadata_heuristic(
-            gguf.Metadata(), read_card(card), _name_in(checkpoint), path, counts[0]
+            gguf.Metadata(), read_card(card), _name_in(checkpoint), named, counts[0]
         )
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{card}: unusable front matter: {brief(str(error))}") from None
@@ -61,7 +63,7 @@ def general_keys(
         setattr(metadata, field.name, wanted.get(_key_name(field.name), value))
     if metadata.sampling_penalty_repeat is None:
         metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
-    metadata.name = path.name if metadata.name is None else metadata.name
+    metadata.name = named.name if metadata.name is None else metadata.name
     if metadata.size_label is None and counts[0] > 0:
         metadata.size_label = gguf.size_label(*counts)
 

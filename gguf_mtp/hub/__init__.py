@@ -1,0 +1,6 @@
+"""Models that lie on the Hugging Face hub: how they are named, which files are needed, fetching."""
+
+from gguf_mtp.hub.fetch import local_path
+from gguf_mtp.hub.select import BASE, HEADS
+
+__all__ = ["BASE", "HEADS", "local_path"]

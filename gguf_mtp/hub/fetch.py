@@ -1,0 +1,208 @@
+"""Fetching what is needed of a repository into the hub client's own cache.
+
+huggingface_hub does the transfers: tokens, proxies, mirrors (``HF_ENDPOINT``) and the
+cache (``HF_HOME``) are as in every program that uses it. Here it is told which files, and what
+arrived is compared with the hub's sizes and hashes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_mtp.errors import FetchError, UnsupportedError
+from gguf_mtp.hub import select
+from gguf_mtp.hub.reference import SCHEME, Reference, parse
+from gguf_mtp.hub.transfer import transfer
+from gguf_mtp.hub.verified import Expected, check
+from gguf_mtp.readers.checkpoint import INDEX
+from gguf_mtp.readers.strict_json import read_object
+
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def local_path(source: str | Path, role: str, *, quiet: bool = True) -> Path:
+    """Where `source` is on this machine, fetched from the hub if that is what it names.
+
+    What exists as a path is that path. `role` is `BASE` or `HEADS`: which of a repository's files
+    will do. Raises FetchError, and UnsupportedError without huggingface_hub.
+    """
+    if isinstance(source, Path) or (not source.startswith(SCHEME) and os.path.lexists(source)):
+        return Path(source)
+    reference = parse(source)
+    return Path(source) if reference is None else fetch(reference, role, source, quiet=quiet)
+
+
+def fetch(reference: Reference, role: str, source: str, *, quiet: bool) -> Path:
+    """The directory of a checkpoint, or the file, that `reference` names, with all of its files
+    present. `source` is what the user wrote. Raises as `local_path`."""
+    repository = _Repository(_client(source), reference, source, quiet=quiet)
+    names = list(repository.files)
+    if reference.file is not None:
+        wanted = select.one_file(reference, names)
+    elif not select.is_checkpoint(names):
+        wanted = select.only_model(reference, names, role)
+    else:
+        beside = select.checkpoint_files(names)
+        paths = repository.get(beside)
+        index = paths.get(INDEX)
+        weight_map = None if index is None else read_object(index).get("weight_map", {})
+        repository.get(select.weights(reference, names, weight_map))
+        return paths[select.CONFIG].parent
+    return repository.get(wanted)[wanted[0]]
+
+
+def _client(source: str) -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ModuleNotFoundError:
+        missing = "" if source.startswith(SCHEME) else "no such file or directory; "
+        raise UnsupportedError(
+            f"{source}: {missing}to fetch from the Hugging Face hub: pip install 'gguf-mtp[hub]'"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """A commit and what is in it; `snapshot` is set where only the cache could be asked."""
+
+    commit: str
+    files: dict[str, Expected]
+    snapshot: Path | None = None
+
+
+class _Repository:
+    """A repository at one commit."""
+
+    def __init__(self, client: Any, reference: Reference, source: str, *, quiet: bool) -> None:
+        self.client = client
+        self.errors = importlib.import_module("huggingface_hub.errors")
+        self.reference = reference
+        self.source = source
+        self.endpoint = os.environ.get("HF_ENDPOINT") or str(client.constants.ENDPOINT)
+        self.cache = Path(os.environ.get("HF_HUB_CACHE") or client.constants.HF_HUB_CACHE)
+        self.folder = self.cache / f"models--{self.reference.repo.replace('/', '--')}"
+        self.bars = not quiet and sys.stderr.isatty()
+        self._listing = self._list()
+        self.files = self._listing.files
+
+    def _list(self) -> _Listing:
+        api = self.client.HfApi(endpoint=self.endpoint)
+        try:
+            info = api.model_info(
+                self.reference.repo, revision=self.reference.revision, files_metadata=True
+            )
+        except (self.errors.HfHubHTTPError, ValueError) as error:
+            raise self._explained(error) from None
+        except Exception as error:  # offline, or one of the client's transport errors
+            cached = self._cached()
+            if cached is None:
+                raise FetchError(
+                    f"{self.source}: cannot reach {self.endpoint} ({_line(error)}), and it is not "
+                    f"in the cache, {self.cache}"
+                ) from None
+            return cached
+        files = {file.rfilename: _expected(file) for file in info.siblings or []}
+        return _Listing(str(info.sha), files)
+
+    def _cached(self) -> _Listing | None:
+        """What an earlier run left of the revision."""
+        commit = self.reference.revision or "main"
+        if not _COMMIT.fullmatch(commit):
+            try:
+                commit = (self.folder / "refs" / commit).read_text("utf-8").strip()
+            except (OSError, ValueError):
+                return None
+        snapshot = self.folder / "snapshots" / commit
+        if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+            return None
+        paths = (path for path in sorted(snapshot.rglob("*")) if path.is_file())
+        files = {path.relative_to(snapshot).as_posix(): Expected() for path in paths}
+        return _Listing(commit, files, snapshot)
+
+    def get(self, names: list[str]) -> dict[str, Path]:
+        """The local paths of `names`, fetched where they are not here yet, and compared with
+        what the hub says of them. Raises FetchError."""
+        if self._listing.snapshot is not None:
+            return {name: self._listing.snapshot / name for name in names}
+        self._check_space(names)
+        set_bars = self.client.utils
+        (set_bars.enable_progress_bars if self.bars else set_bars.disable_progress_bars)()
+        found = {}
+        for at, name in enumerate(names):
+            if at == 0 and self.reference.revision != self._listing.commit:
+                # By the name asked for: that makes the cache know the revision when offline.
+                self._download(name, self.reference.revision)
+            path = self._download(name, self._listing.commit)
+            check(path, self.files[name], f"{self.reference.repo}/{name}")
+            found[name] = path
+        return found
+
+    def _download(self, name: str, revision: str | None) -> Path:
+        url = self.client.hf_hub_url(
+            self.reference.repo, name, revision=self._listing.commit, endpoint=self.endpoint
+        )
+        try:
+            transfer(self.client, url, self.folder, self.files[name], name)
+            return Path(
+                self.client.hf_hub_download(
+                    self.reference.repo,
+                    name,
+                    revision=revision,
+                    cache_dir=self.cache,
+                    endpoint=self.endpoint,
+                )
+            )
+        except (self.errors.HfHubHTTPError, ValueError) as error:
+            raise self._explained(error) from None
+        except Exception as error:  # the client's transport errors have no common class
+            raise FetchError(
+                f"{self.reference.repo}/{name}: fetching it failed ({_line(error)}); what has "
+                f"arrived is kept, run this again to go on"
+            ) from None
+
+    def _check_space(self, names: list[str]) -> None:
+        snapshot = self.folder / "snapshots" / self._listing.commit
+        missing = [name for name in names if not (snapshot / name).exists()]
+        needed = sum(self.files[name].size or 0 for name in missing)
+        place = next(p for p in (self.cache, *self.cache.absolute().parents) if p.exists())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise FetchError(
+                f"{self.source}: {needed:,} bytes to fetch, {free:,} free in {self.cache} "
+                f"(HF_HOME moves it)"
+            )
+
+    def _explained(self, error: Exception) -> FetchError:
+        """One line that says what to do."""
+        known, repo = self.errors, self.reference.repo
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, known.GatedRepoError):
+            text = f"access to {repo} is gated: accept its terms on its page, and {LOGIN}"
+        elif isinstance(error, known.RepositoryNotFoundError):
+            text = f"no repository {repo} at {self.endpoint}, or a private one: {LOGIN}"
+        elif isinstance(error, known.RevisionNotFoundError):
+            text = f"{repo} has no revision {self.reference.revision or 'main'}"
+        elif status in (401, 403):
+            text = f"{self.endpoint} refuses access to {repo} ({status}): {LOGIN}"
+        else:
+            text = _line(error)
+        here = "" if self.source.startswith(SCHEME) else "no such path here; "
+        return FetchError(f"{self.source}: {here}{text}")
+
+
+def _expected(file: Any) -> Expected:
+    sha256 = None if file.lfs is None else getattr(file.lfs, "sha256", None)
+    return Expected(file.size, sha256, file.blob_id)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
