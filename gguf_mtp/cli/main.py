@@ -13,6 +13,7 @@ from gguf_mtp.errors import GgufMtpError
 VERBS = {
     "audit": "gguf_mtp.cli.audit",
     "bench": "gguf_mtp.cli.bench",
+    "card": "gguf_mtp.cli.card",
     "convert": "gguf_mtp.cli.convert",
     "attach": "gguf_mtp.cli.attach",
     "detach": "gguf_mtp.cli.detach",

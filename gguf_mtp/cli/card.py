@@ -1,0 +1,75 @@
+"""``gguf-mtp card``: the model card of a merged file."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_mtp.card import Facts, render
+from gguf_mtp.cli.inspect import MAX_JSON_ITEMS, summary
+from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.report import write_page
+from gguf_mtp.errors import UnsupportedError
+from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.strict_json import read_object
+from gguf_mtp.tail import read_tail
+
+BLOCK = 1 << 20
+
+
+@click.command()
+@click.argument("merged", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it there, not out.")
+@click.option(
+    "--report",
+    "saved",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='What "validate --json" printed for MERGED: its badge, tiers and acceptance.',
+)
+@click.option("--force", is_flag=True, help="Replace an existing output file.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def command(
+    merged: Path, output: Path | None, saved: Path | None, force: bool, quiet: bool
+) -> None:
+    """Write the model card of MERGED, a file with heads in either layout, for publishing it.
+
+    Front matter for the Hugging Face hub, where both halves come from and their licences, what to
+    type in llama.cpp and other programs, and with --report what was proved of this very file.
+
+    \b
+    Example:
+      gguf-mtp validate e2b-mtp.gguf --json > e2b.json
+      gguf-mtp card e2b-mtp.gguf --report e2b.json -o README.md
+    """
+    with exit_on_signals():
+        facts = gather(merged, quiet=quiet)
+        report = None if saved is None else (str(saved), read_object(saved))
+        text = render(facts, report)
+        if output is None:
+            click.echo(text, nl=False)
+            return
+        inputs = (merged,) if saved is None else (merged, saved)
+        write_page(output, text, inputs=inputs, force=force)
+
+
+def gather(merged: Path, *, quiet: bool) -> Facts:
+    """All that the card says of the file. Raises UnsupportedError for one without heads."""
+    tail = read_tail(merged)
+    gguf = read_gguf(merged) if tail is None else tail.base
+    found = summary(gguf, tail)
+    if found["heads"] is None:
+        raise UnsupportedError(f"{merged}: has no MTP heads; gguf-mtp convert puts some in")
+    keys: dict[str, Any] = {
+        key.name: key.head(MAX_JSON_ITEMS) for key in gguf.keys if key.name.startswith("general.")
+    }
+    size = os.path.getsize(merged)
+    digest = hashlib.sha256()
+    with merged.open("rb") as file, progress_bar(merged.name, size, quiet=quiet) as advance:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            if advance:
+                advance(len(block))
+    return Facts(merged, size, found, keys, digest.hexdigest())
