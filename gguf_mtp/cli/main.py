@@ -17,6 +17,7 @@ VERBS = {
     "convert": "gguf_mtp.cli.convert",
     "attach": "gguf_mtp.cli.attach",
     "detach": "gguf_mtp.cli.detach",
+    "doctor": "gguf_mtp.cli.doctor",
     "extract": "gguf_mtp.cli.extract",
     "inspect": "gguf_mtp.cli.inspect",
     "report": "gguf_mtp.cli.report",
