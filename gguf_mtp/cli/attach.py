@@ -11,6 +11,7 @@ from gguf_mtp.api import Output, plan_attach, plan_convert
 from gguf_mtp.cli.convert import summary
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, print_notes
+from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.gemma4.outtype import HEADS_TYPES
 from gguf_mtp.tail import TAIL
 from gguf_mtp.writer import append, bytes_to_read, write_file
@@ -21,7 +22,7 @@ from gguf_mtp.writer import append, bytes_to_read, write_file
 @click.option(
     "--heads",
     required=True,
-    metavar="PATH|REPO",
+    type=SOURCE,
     help="What convert takes: a drafter checkpoint directory, a drafter GGUF, a repository …",
 )
 @click.option("--in-place", is_flag=True, help="Append to BASE itself.")

@@ -19,6 +19,7 @@ from gguf_mtp.api import (
 )
 from gguf_mtp.cli.progress import exit_on_signals, progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
+from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.gemma4.outtype import HEADS_TYPES, OUTTYPES
 from gguf_mtp.merged import INLINE
 from gguf_mtp.namespace import PREFIX
@@ -39,14 +40,14 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option(
     "--base",
     required=True,
-    metavar="PATH|REPO",
+    type=SOURCE,
     help="Gemma 4 checkpoint directory, or a base GGUF (copied as it is), also in parts; or where "
     "on the Hugging Face hub: owner/repo[@revision] or hf://owner/repo[@revision][/file].",
 )
 @click.option(
     "--heads",
     required=True,
-    metavar="PATH|REPO",
+    type=SOURCE,
     help="Drafter: checkpoint directory, GGUF of any dialect (copied as it is), loose safetensors, "
     ".litertlm package; or where on the hub.",
 )

@@ -14,6 +14,7 @@ VERBS = {
     "audit": "gguf_mtp.cli.audit",
     "bench": "gguf_mtp.cli.bench",
     "card": "gguf_mtp.cli.card",
+    "completion": "gguf_mtp.cli.completion",
     "convert": "gguf_mtp.cli.convert",
     "attach": "gguf_mtp.cli.attach",
     "detach": "gguf_mtp.cli.detach",
@@ -57,6 +58,11 @@ def main() -> None:
     """Gemma 4 and its multi-token-prediction heads in one GGUF.
 
     Exit codes: 0 done or holds, 1 a finding, 2 could not do it.
+
+    \b
+    Example:
+      gguf-mtp doctor
+      gguf-mtp convert --base google/gemma-4-E2B-it --heads google/gemma-4-E2B-it-assistant -o .
     """
 
 
