@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,21 @@ from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
 from gguf_mtp.shards import cut_to_parts, part_path
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
-from gguf_mtp.verify import compare_with_sources, manifest_path, write_manifest
-from gguf_mtp.writer import append, bytes_to_read, write_file
+from gguf_mtp.verify import compare_with_sources, manifest_bytes, manifest_path
+from gguf_mtp.writer import FileToWrite, append, bytes_to_read, write_file, write_files
 
 LAYOUTS = (INLINE, TAIL)
 
 
 @dataclass(frozen=True)
 class Output:
-    """One file to write, or written, and what to tell the user about it."""
+    """One file to write, or written, and what to tell the user about it; the first of several parts
+    vouches for the others, which load with it alone."""
 
     path: Path
     plan: FilePlan
     notes: tuple[Note, ...] = ()
+    vouches: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,25 +241,23 @@ def _write_verified(
 ) -> dict[Path, str]:
     for output in outputs:
         check_output(manifest_path(output.path), (), force=force, needed=0)
-    manifests: list[dict[str, Any]] = []
 
-    def inspect(output: Output, temp: Path) -> None:
-        with bars(f"reading {output.path.name} again", output.plan.total_bytes) as read:
-            manifests.append(compare_with_sources(output.plan, temp, read or (lambda nbytes: None)))
+    def describe(file: FileToWrite, temp: Path) -> dict[Path, bytes]:
+        with bars(f"reading {file.path.name} again", file.plan.total_bytes) as read:
+            manifest = compare_with_sources(file.plan, temp, read or (lambda nbytes: None))
+        return {manifest_path(file.path): manifest_bytes(manifest, file.path)}
 
-    digests = write_outputs(
-        outputs, force=force, progress=advance, threads=threads, inspect=inspect
-    )
-    for output, manifest in zip(outputs, manifests, strict=True):
-        write_manifest(manifest, output.path)
-    return digests
+    return write_outputs(outputs, force=force, progress=advance, threads=threads, describe=describe)
 
 
 def shard_outputs(whole: FilePlan, out: Path, max_bytes: int | None) -> list[Output]:
     """The files that hold `whole`: `out`, or parts of at most `max_bytes` named after it."""
     plans = [whole] if max_bytes is None else cut_to_parts(whole, max_bytes)
     paths = (part_path(out, at, len(plans)) for at in range(len(plans)))
-    return [Output(path, part) for path, part in zip(paths, plans, strict=True)]
+    return [
+        Output(path, part, vouches=at == 0 and len(plans) > 1)
+        for at, (path, part) in enumerate(zip(paths, plans, strict=True))
+    ]
 
 
 def plan_attach(
@@ -366,31 +365,13 @@ def write_outputs(
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
-    inspect: Callable[[Output, Path], None] | None = None,
+    describe: Callable[[FileToWrite, Path], dict[Path, bytes]] | None = None,
 ) -> dict[Path, str]:
-    """Write all of `outputs`, after checking that each of them can be; the digests of sources.
-
-    `inspect` sees each file before it appears (see `write_file`).
-    Where one fails, those written before it are removed.
-    """
-    total = sum(output.plan.total_bytes for output in outputs)
-    for output in outputs:
-        check_output(output.path, output.plan.source_files, force=force, needed=total)
-    digests: dict[Path, str] = {}
-    written: list[Path] = []
-    try:
-        for output in outputs:
-            digests |= write_file(
-                output.plan,
-                output.path,
-                force=force,
-                progress=progress,
-                threads=threads,
-                inspect=partial(inspect, output) if inspect else None,
-            )
-            written.append(output.path)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
-    return digests
+    """Write all of `outputs` or none (see `write_files`); the digests of sources."""
+    return write_files(
+        [FileToWrite(output.plan, output.path, output.vouches) for output in outputs],
+        force=force,
+        progress=progress,
+        threads=threads,
+        describe=describe,
+    )

@@ -7,7 +7,9 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +85,10 @@ class Target(Closing):
         """The SHA-256 of what has been written between two offsets."""
         digest = hashlib.sha256()
         while begin < end:
-            data = os.pread(self.fd, min(READ_BYTES, end - begin), begin)
+            try:
+                data = os.pread(self.fd, min(READ_BYTES, end - begin), begin)
+            except OSError as error:
+                raise self._failure("reading", error, f" at offset {begin}") from error
             if not data:
                 raise OutputError(f"{self.path}: ends at {begin}, expected {end} bytes")
             digest.update(data)
@@ -105,58 +110,110 @@ class Target(Closing):
 
 
 class OutputFile(Target):
-    """A temporary file beside `path`, removed unless `publish` has moved it there."""
+    """A temporary file beside `path`, removed unless publishing it has moved it there.
 
-    def __init__(self, path: Path, nbytes: int) -> None:
+    One that `vouches` says by being there that others are complete, as a set's first part does:
+    `publish_all` moves it last and takes its old version away first.
+    """
+
+    def __init__(self, path: Path, nbytes: int, *, vouches: bool = False) -> None:
         self.path = path
+        self.vouches = vouches
         self.temp = path.with_name(f".{path.name[:180]}.{secrets.token_hex(6)}{TEMP_SUFFIX}")
+        # Also where a signal's exception leaves nobody to close it: at the latest on exit.
+        self._discard = weakref.finalize(self, _remove, self.temp)
+        self._open = False
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self.fd = os.open(self.temp, flags, 0o666)
+            self._open = True
             os.ftruncate(self.fd, nbytes)
         except OSError as error:
-            self._remove()
+            self.close()
             raise OutputError(f"{path}: cannot make {nbytes} bytes: {error.strerror}") from error
-        except BaseException:
-            # A signal's exception, before there is anything to enter.
-            self._remove()
-            raise
-        self._open = True
 
-    def publish(self) -> None:
-        """Close the file and give it its name, durably."""
-        self._open = False
-        try:
-            os.close(self.fd)
-            os.replace(self.temp, self.path)
-        except OSError as error:
-            self._remove()
-            raise self._failure("rename", error) from error
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        except OSError as error:
-            raise self._failure("fsync of the directory", error) from error
-        finally:
-            os.close(directory)
+    def finish(self) -> None:
+        """Put all on the medium: from here on the file only lacks its name. Raises OutputError,
+        also where the file system reports when closing that writing failed."""
+        self.sync()
+        self._close_descriptor()
 
-    def close(self) -> None:
+    def _close_descriptor(self) -> None:
         if self._open:
             self._open = False
-            os.close(self.fd)
-            self._remove()
+            try:
+                os.close(self.fd)
+            except OSError as error:
+                raise self._failure("close", error) from error
 
-    def _remove(self) -> None:
-        if os.path.lexists(self.temp):
-            os.unlink(self.temp)
+    def take_name(self) -> None:
+        """Move the file to `path`; it stays there whatever happens now."""
+        try:
+            os.replace(self.temp, self.path)
+        except OSError as error:
+            raise self._failure("rename", error) from error
+        self._discard.detach()
+
+    def close(self) -> None:
+        # What is thrown away need not be whole.
+        with suppress(OutputError):
+            self._close_descriptor()
+        self._discard()
+
+
+def publish_all(files: Sequence[OutputFile]) -> None:
+    """Give finished files their names, durably.
+
+    Killed in between it leaves old and new files, each of them whole, but never one that vouches
+    beside others than its own. Raises OutputError.
+    """
+    directories = dict.fromkeys(file.path.parent for file in files)
+    vouching = [file for file in files if file.vouches]
+    others = [file for file in files if not file.vouches]
+    if others and [file for file in reversed(vouching) if _unlinked(file.path)]:
+        _sync_all(directories)
+    for step in (others, vouching):
+        for file in step:
+            file.take_name()
+        if step:
+            _sync_all(directories)
+
+
+def _unlinked(path: Path) -> bool:
+    """Whether there was a `path` to remove."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be replaced: {error.strerror}") from error
+    return True
+
+
+def _sync_all(directories: Iterable[Path]) -> None:
+    """Make the names in `directories` durable."""
+    for path in directories:
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise OutputError(f"{path}: fsync of the directory failed: {error.strerror}") from error
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 class AppendedFile(Target):
     """An existing file that gets a tail in place; nothing before `footer.base_bytes` is written.
 
-    First a pending footer goes where the finished file will end, so that whoever finds the file
-    half done knows the base's length; cutting it off is the last step. An earlier tail, whole or
-    not, is cut off before. The file is locked against a second writer. Raises OutputError.
+    First a pending footer goes behind where the finished file will end, so that whoever finds the
+    file half done knows the base's length; cutting it off is the last step. An earlier tail, whole
+    or not, is cut off before. The file is locked against a second writer. Raises OutputError.
     """
 
     def __init__(self, path: Path, footer: Footer) -> None:
@@ -177,7 +234,7 @@ class AppendedFile(Target):
             if needed > free:
                 raise OutputError(f"{path}: needs {needed} bytes more, {free} are free")
             pending = replace(footer, pending=True)
-            super().write(memoryview(pending.encode()), footer.total_bytes)
+            super().write(memoryview(pending.encode()), footer.pending_offset)
             self.sync()
         except OSError as error:
             self.close()
@@ -210,6 +267,11 @@ class AppendedFile(Target):
             try:
                 os.ftruncate(self.fd, self.footer.base_bytes)
                 os.fsync(self.fd)
+            except OSError as error:
+                raise OutputError(
+                    f"{self.path}: failed, and cutting it back to the base failed as well: "
+                    f"{error.strerror}; detach repairs it"
+                ) from error
             finally:
                 os.close(self.fd)
 

@@ -68,18 +68,18 @@ def transfer(
         sources = {file: stack.enter_context(SourceFile(file)) for file in files}
         shared = _Shared(sources, output, progress, iter(_jobs(slots)))
         with ThreadPoolExecutor(threads + 2, "gguf-mtp") as pool:
-            digests = {
-                file: pool.submit(_digest, sources[file], shared) for file in sorted(digested)
-            }
-            flusher = pool.submit(_flush, output, shared.stop)
-            work: list[Future[Any]] = [pool.submit(_work, shared) for _ in range(threads)]
-            work += digests.values()
             try:
+                digests = {
+                    file: pool.submit(_digest, sources[file], shared) for file in sorted(digested)
+                }
+                flusher = pool.submit(_flush, output, shared.stop)
+                work: list[Future[Any]] = [pool.submit(_work, shared) for _ in range(threads)]
+                work += digests.values()
                 finished, _ = wait(work, return_when=FIRST_EXCEPTION)
                 for future in finished:
                     future.result()
             finally:
-                # Also where a signal's exception has ended the waiting.
+                # Also where a signal's exception has come first: the pool waits for its threads.
                 shared.stop.set()
             flusher.result()
         for source in sources.values():

@@ -126,16 +126,9 @@ def _pieces(source: SourceFile, ref: TensorRef, rows: Any) -> Iterator[bytes]:
         yield b"".join(source.read(ref.offset + row * row_bytes, row_bytes) for row in wanted)
 
 
-def write_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """The manifest of the file at `path`, beside it, complete or not at all. Raises OutputError."""
-    target = manifest_path(path)
-    temp = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temp.write_text(json.dumps({"file": path.name, **manifest}, indent=1) + "\n")
-        os.replace(temp, target)
-    except OSError as error:
-        temp.unlink(missing_ok=True)
-        raise OutputError(f"{target}: {error.strerror}") from error
+def manifest_bytes(manifest: dict[str, Any], path: Path) -> bytes:
+    """What the manifest of the file at `path` has in it."""
+    return json.dumps({"file": path.name, **manifest}, indent=1).encode() + b"\n"
 
 
 def compare_with_manifest(path: Path, manifest: Path, progress: Progress) -> list[str]:

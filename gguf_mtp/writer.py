@@ -1,12 +1,13 @@
 """Writes planned files: tensors first, then headers, checked by reading them back."""
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_mtp.errors import OutputError
-from gguf_mtp.output import AppendedFile, OutputFile, Target, check_output
+from gguf_mtp.output import AppendedFile, OutputFile, Target, check_output, publish_all
 from gguf_mtp.pipeline import Progress, default_threads, transfer
 from gguf_mtp.plan import FilePlan, Plan, one_gguf
 from gguf_mtp.readers.gguf import read_gguf
@@ -21,6 +22,15 @@ def write_gguf(
     return write_file(one_gguf(plan), path, force=force, progress=progress)
 
 
+@dataclass(frozen=True)
+class FileToWrite:
+    """A planned file and its path; for one that `vouches` see `OutputFile`."""
+
+    plan: FilePlan
+    path: Path
+    vouches: bool = False
+
+
 def write_file(
     plan: FilePlan,
     path: Path,
@@ -28,24 +38,49 @@ def write_file(
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
-    inspect: Callable[[Path], None] | None = None,
 ) -> dict[Path, str]:
-    """Write `plan` to `path`; returns the SHA-256 of the source files that were digested.
+    """Write `plan` to `path` (see `write_files`)."""
+    return write_files((FileToWrite(plan, path),), force=force, progress=progress, threads=threads)
+
+
+def write_files(
+    files: Sequence[FileToWrite],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    describe: Callable[[FileToWrite, Path], Mapping[Path, bytes]] | None = None,
+) -> dict[Path, str]:
+    """Write all of `files`; returns the SHA-256 of the source files that were digested.
 
     `progress` is called with the number of bytes just read; `threads` default to one for each CPU
-    and change nothing in the bytes written. `inspect` is called with the finished file while it
-    has another name; what it raises keeps the file from appearing. The output appears, complete and
-    re-read, by renaming; on any error it is as it was before.
+    and change nothing in the bytes written. `describe` is called with each finished file while it
+    has another name; what it raises keeps all from appearing, and the small files it returns, which
+    vouch for it, appear with them. None appears, by renaming, before all are complete, re-read and
+    synced; on any error everything is as it was before.
     Raises OutputError, or FormatError when a source changes or ends early.
     """
-    check_output(path, plan.source_files, force=force, needed=plan.total_bytes)
-    with OutputFile(path, plan.total_bytes) as output:
-        digests = _fill(plan, output, progress, threads)
-        _reread(plan, digests, output.temp, path)
-        output.sync()
-        if inspect is not None:
-            inspect(output.temp)
-        output.publish()
+    needed = sum(file.plan.total_bytes for file in files)
+    for file in files:
+        check_output(file.path, file.plan.source_files, force=force, needed=needed)
+    digests: dict[Path, str] = {}
+    outputs = []
+    with ExitStack() as stack:
+        for file in files:
+            output = stack.enter_context(
+                OutputFile(file.path, file.plan.total_bytes, vouches=file.vouches)
+            )
+            outputs.append(output)
+            digests |= _fill(file.plan, output, progress, threads)
+            _reread(file.plan, digests, output.temp, file.path)
+            output.finish()
+            small = {} if describe is None else describe(file, output.temp)
+            for path, data in small.items():
+                output = stack.enter_context(OutputFile(path, len(data), vouches=True))
+                outputs.append(output)
+                output.write(memoryview(data), 0)
+                output.finish()
+        publish_all(outputs)
     return digests
 
 

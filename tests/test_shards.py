@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gguf_mtp import writer
 from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import OutputError, UnsupportedError
+from gguf_mtp.output import OutputFile
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.parts import read_gguf_parts
 from gguf_mtp.shards import cut_to_parts, parse_size
@@ -70,16 +70,16 @@ def test_a_tail_is_not_cut(tmp_path: Path, tiny_target: Path, tiny_drafter: Path
 def test_nothing_is_left_when_a_later_part_fails(
     tmp_path: Path, tiny_target: Path, tiny_drafter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = writer.write_file, 0
+    real, count = OutputFile.finish, 0
 
-    def third_fails(*args: object, **kwargs: object) -> object:
+    def third_fails(output: OutputFile) -> None:
         nonlocal count
         count += 1
         if count == 3:
             raise OutputError("no more")
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        real(output)
 
-    monkeypatch.setattr("gguf_mtp.api.write_file", third_fails)
+    monkeypatch.setattr(OutputFile, "finish", third_fails)
     with pytest.raises(OutputError, match="no more"):
         convert(tiny_target, tiny_drafter, tmp_path / "m.gguf", split_max_size=100_000)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import click
 
 from gguf_mtp.api import Output, plan_attach, plan_convert
 from gguf_mtp.cli.convert import summary
-from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes, print_notes
 from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.gemma4.outtype import HEADS_TYPES
@@ -66,20 +66,19 @@ def command(
         "replace_heads": replace_heads,
         "quiet": quiet or as_json,
     }
-    with exit_on_signals():
-        started = time.monotonic()
+    started = time.monotonic()
+    if output is None:
+        plan = plan_attach(base, heads, **options)
+    else:
+        plan = plan_convert(base, heads, layout=TAIL, **options)
+    if not (quiet or as_json):
+        print_notes(plan.notes)
+    with progress_bar(target.name, bytes_to_read(plan), quiet=quiet or as_json) as advance:
         if output is None:
-            plan = plan_attach(base, heads, **options)
+            append(plan, base, progress=advance)
         else:
-            plan = plan_convert(base, heads, layout=TAIL, **options)
-        if not (quiet or as_json):
-            print_notes(plan.notes)
-        with progress_bar(target.name, bytes_to_read(plan), quiet=quiet or as_json) as advance:
-            if output is None:
-                append(plan, base, progress=advance)
-            else:
-                write_file(plan, output, force=force, progress=advance)
-        seconds = time.monotonic() - started
+            write_file(plan, output, force=force, progress=advance)
+    seconds = time.monotonic() - started
     facts = summary(plan, [Output(target, plan)])
     if as_json:
         click.echo(json.dumps(facts, indent=2))

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from gguf_mtp.cli.progress import exit_on_signals
 from gguf_mtp.cli.show import name_table, wide_console
 from gguf_mtp.drafters.litert.audit import Audit, audit
 
@@ -37,8 +36,7 @@ def command(ctx: click.Context, litert: Path, hf: Path, as_json: bool) -> None:
     Example:
       gguf-mtp audit --litert gemma-4-E2B-it.litertlm --hf gemma-4-E2B-it-assistant
     """
-    with exit_on_signals():
-        found = audit(litert, hf)
+    found = audit(litert, hf)
     if as_json:
         click.echo(json.dumps(found.document(), indent=2))
     else:

@@ -17,7 +17,7 @@ from gguf_mtp.api import (
     shard_outputs,
     write_prepared,
 )
-from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes, plan_rows, print_notes, print_plan
 from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.gemma4.outtype import HEADS_TYPES, OUTTYPES
@@ -139,27 +139,26 @@ def command(
         "metadata": metadata,
     }
     silent = quiet or as_json
-    with exit_on_signals():
-        started = time.monotonic()
-        prepared = prepare(base, heads, quiet=silent, **options)
-        output = prepared.output_path(output)
-        if not silent:
-            print_notes(prepared.plan.notes)
-        if prepared.needs is not None and not silent:
-            click.echo(_needs_text(outtype, prepared.needs), err=not dry_run)
-        if dry_run:
-            _dry_run(prepared, output, split_max_size, quiet=quiet, as_json=as_json)
-            return
-        done = write_prepared(
-            prepared,
-            output,
-            force=force,
-            split_max_size=split_max_size,
-            verify=verify,
-            bars=partial(progress_bar, quiet=silent),
-            threads=threads,
-        )
-        seconds = time.monotonic() - started
+    started = time.monotonic()
+    prepared = prepare(base, heads, quiet=silent, **options)
+    output = prepared.output_path(output)
+    if not silent:
+        print_notes(prepared.plan.notes)
+    if prepared.needs is not None and not silent:
+        click.echo(_needs_text(outtype, prepared.needs), err=not dry_run)
+    if dry_run:
+        _dry_run(prepared, output, split_max_size, quiet=quiet, as_json=as_json)
+        return
+    done = write_prepared(
+        prepared,
+        output,
+        force=force,
+        split_max_size=split_max_size,
+        verify=verify,
+        bars=partial(progress_bar, quiet=silent),
+        threads=threads,
+    )
+    seconds = time.monotonic() - started
     plan, digests = done.plan, done.digests
     facts = summary(plan, done.outputs)
     if as_json:

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from gguf_mtp.api import detach
-from gguf_mtp.cli.progress import exit_on_signals
 from gguf_mtp.cli.show import human_bytes
 
 
@@ -26,8 +25,7 @@ def command(file: Path, output: Path | None, force: bool, quiet: bool, as_json: 
     Example:
       gguf-mtp detach e2b.gguf
     """
-    with exit_on_signals():
-        footer = detach(file, output, force=force)
+    footer = detach(file, output, force=force)
     target = output or file
     if as_json:
         facts = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes
 from gguf_mtp.drafters.litert.checkpoint import bytes_to_write, write_checkpoint
 from gguf_mtp.drafters.litert.package import LitertDrafter, read_drafter, remarks
@@ -47,11 +47,10 @@ def command(
     Example:
       gguf-mtp extract gemma-4-E2B-it.litertlm -o e2b-drafter
     """
-    with exit_on_signals():
-        drafter = read_drafter(file, ignore_names=ignore_names)
-        total = bytes_to_write(drafter, native=native)
-        with progress_bar(output.name, total, quiet=quiet or as_json) as advance:
-            facts = write_checkpoint(drafter, output, native=native, force=force, progress=advance)
+    drafter = read_drafter(file, ignore_names=ignore_names)
+    total = bytes_to_write(drafter, native=native)
+    with progress_bar(output.name, total, quiet=quiet or as_json) as advance:
+        facts = write_checkpoint(drafter, output, native=native, force=force, progress=advance)
     result = summary(drafter, output)
     if as_json:
         click.echo(json.dumps(result | {"provenance": facts}, indent=2))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gguf_mtp import __version__
+from gguf_mtp.cli.signals import exit_on_signals
 from gguf_mtp.errors import GgufMtpError
 
 # Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
@@ -42,14 +43,15 @@ class VerbGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except GgufMtpError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
-        except MemoryError:
-            click.echo("error: out of memory", err=True)
-            ctx.exit(2)
+        with exit_on_signals():
+            try:
+                return super().invoke(ctx)
+            except GgufMtpError as error:
+                click.echo(f"error: {error}", err=True)
+                ctx.exit(2)
+            except MemoryError:
+                click.echo("error: out of memory", err=True)
+                ctx.exit(2)
 
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})

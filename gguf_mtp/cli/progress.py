@@ -1,46 +1,10 @@
-"""What the writing verbs share: signals turned into exit codes, and a progress bar."""
+"""The writing verbs' progress bar."""
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
-
-import click
 
 from gguf_mtp.pipeline import Progress as Advance
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; not an Exception, so that only cleaning up stands in its way."""
-
-
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM unwind the stack (temporary files go) and exit with 130, 143."""
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
-        signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
-    }
-    try:
-        yield
-    except Terminated:
-        click.echo("error: terminated", err=True)
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        click.echo("error: interrupted", err=True)
-        sys.exit(128 + signal.SIGINT)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

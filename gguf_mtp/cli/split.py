@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gguf_mtp.api import plan_split, write_outputs
-from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes, print_notes
 from gguf_mtp.drafters.dialects import UPSTREAM, WRITABLE
 from gguf_mtp.errors import OutputError
@@ -56,11 +56,10 @@ def command(
         and base_out.absolute() == heads_out.absolute()
     ):
         raise OutputError(f"{base_out}: given as both outputs")
-    with exit_on_signals():
-        outputs = plan_split(merged, base_out, heads_out, dialect=dialect)
-        total = sum(bytes_to_read(output.plan) for output in outputs)
-        with progress_bar(merged.name, total, quiet=quiet or as_json) as advance:
-            write_outputs(outputs, force=force, progress=advance)
+    outputs = plan_split(merged, base_out, heads_out, dialect=dialect)
+    total = sum(bytes_to_read(output.plan) for output in outputs)
+    with progress_bar(merged.name, total, quiet=quiet or as_json) as advance:
+        write_outputs(outputs, force=force, progress=advance)
     if as_json:
         results = [
             {

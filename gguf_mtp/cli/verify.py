@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import printable
 from gguf_mtp.verify import compare_with_manifest, manifest_path
 
@@ -25,12 +25,11 @@ def command(file: Path, manifest: Path | None, quiet: bool, as_json: bool) -> No
     Example:
       gguf-mtp verify e2b-mtp.gguf
     """
-    with exit_on_signals():
-        total = os.path.getsize(file) if os.path.isfile(file) else 0
-        with progress_bar(file.name, total, quiet=quiet or as_json) as advance:
-            findings = compare_with_manifest(
-                file, manifest or manifest_path(file), advance or (lambda nbytes: None)
-            )
+    total = os.path.getsize(file) if os.path.isfile(file) else 0
+    with progress_bar(file.name, total, quiet=quiet or as_json) as advance:
+        findings = compare_with_manifest(
+            file, manifest or manifest_path(file), advance or (lambda nbytes: None)
+        )
     if as_json:
         click.echo(json.dumps({"file": str(file), "findings": findings}, indent=2))
     elif not quiet:

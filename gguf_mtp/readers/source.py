@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ class SourceFile(Closing):
         self._identity = _identity(status)
 
     def close(self) -> None:
-        os.close(self.fd)
+        with suppress(OSError):  # what was read was read
+            os.close(self.fd)
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`."""

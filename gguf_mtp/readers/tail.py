@@ -17,6 +17,7 @@ FOOTER_MAGIC = b"GGUF-MTP"
 PENDING_MAGIC = b"MTP-OPEN"
 VERSION = 1
 PAGE = 4096
+PENDING_ALIGNMENT = 128
 # magic, base's length, drafter's offset and length, SHA-256, version; then the CRC-32 of these.
 _FIELDS = struct.Struct("<8sQQQ32sI")
 _CRC = struct.Struct("<I")
@@ -40,6 +41,12 @@ class Footer:
     def total_bytes(self) -> int:
         """The finished file's length."""
         return self.heads_offset + self.heads_bytes + FOOTER_BYTES
+
+    @property
+    def pending_offset(self) -> int:
+        """Where the footer stands while it is pending: behind the finished file, within one sector
+        and page, so that it is there whole or not at all."""
+        return -(-self.total_bytes // PENDING_ALIGNMENT) * PENDING_ALIGNMENT
 
     @property
     def base_window(self) -> Window:
@@ -100,8 +107,7 @@ def _check(source: SourceFile, footer: Footer, at: int, offset: int) -> None:
             f"{where}: heads at {offset}, expected {footer.heads_offset} "
             f"behind a base of {footer.base_bytes} bytes"
         )
-    # A pending footer stands where the file will end, behind the place of the one to come.
-    end = footer.total_bytes if footer.pending else footer.heads_window[1]
+    end = footer.pending_offset if footer.pending else footer.heads_window[1]
     if end != at:
         raise FormatError(
             f"{where}: heads of {footer.heads_bytes} bytes end at {end}, expected {at}"

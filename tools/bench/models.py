@@ -27,7 +27,7 @@ from gguf_mtp.gemma4.tensors import block_shapes, named, target_tensors
 from gguf_mtp.ggml import BF16, F16, F32, I32, Q8_0, TYPES, GgmlType
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, strings, u32
 from gguf_mtp.model import Tensor
-from gguf_mtp.output import OutputFile
+from gguf_mtp.output import OutputFile, publish_all
 from gguf_mtp.plan import Plan, plan
 from llamacpp.pin import cache_dir
 
@@ -111,7 +111,8 @@ def _write(model: Plan, path: Path) -> None:
                 for chunk in random_chunks(tensor.type, tensor.nbytes, seed):
                     output.write(chunk.data, at)
                     at += len(chunk)
-        output.publish()
+        output.finish()
+        publish_all((output,))
 
 
 def _target_plan(shape: PairShape, file_type: str) -> Plan:

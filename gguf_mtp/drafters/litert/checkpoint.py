@@ -8,6 +8,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ from gguf_mtp.drafters.litert.package import LitertDrafter, provenance
 from gguf_mtp.drafters.litert.settings import configuration
 from gguf_mtp.drafters.litert.weights import Weight
 from gguf_mtp.errors import FormatError, OutputError
-from gguf_mtp.output import OutputFile, check_output
+from gguf_mtp.output import OutputFile, check_output, publish_all
 from gguf_mtp.provenance import CONVERTER
 from gguf_mtp.readers.source import SourceFile
 
@@ -32,6 +33,7 @@ DTYPE_BYTES = {"F32": 4, "I8": 1}
 READ_BYTES = 1 << 20
 
 Progress = Callable[[int], None]
+Content = tuple[Iterable[bytes], int]  # pieces of a file, and how many bytes they are
 Array = npt.NDArray[Any]
 
 
@@ -100,21 +102,17 @@ def write_checkpoint(
 ) -> dict[str, Any]:
     """Write the checkpoint to `directory`, made if need be; returns the provenance.
 
-    Each file appears complete or not at all, ``config.json``, without which it is no checkpoint,
-    last. Raises OutputError, or FormatError when the package changes meanwhile.
+    None of the files appears before all are complete, and ``config.json``, without which it is no
+    checkpoint, last. Raises OutputError, or FormatError when the package changes meanwhile.
     """
     advance = progress or (lambda nbytes: None)
     floats = float_entries(drafter)
     natives = native_entries(drafter) if native else []
     needed = sum(entry.nbytes for entry in (*floats, *natives))
-    try:
-        directory.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{directory}: cannot make the directory: {error.strerror}") from error
     names = [WEIGHTS, *([NATIVE] if native else []), PROVENANCE, CONFIG]
-    for name in names:
-        check_output(directory / name, [drafter.path], force=force, needed=needed)
-    with SourceFile(drafter.path) as source:
+    with _made(directory), SourceFile(drafter.path) as source, ExitStack() as outputs:
+        for name in names:
+            check_output(directory / name, [drafter.path], force=force, needed=needed)
         if source.size != drafter.file.size:
             raise FormatError(f"{drafter.path}: file changed while it was read")
         facts = {
@@ -124,14 +122,39 @@ def write_checkpoint(
             **provenance(drafter),
         }
         metadata = {"format": "pt", "source": drafter.path.name, "sha256": facts["sha256"]}
-        (directory / CONFIG).unlink(missing_ok=True)
-        _write_safetensors(directory / WEIGHTS, floats, metadata, source, advance)
-        if native:
-            _write_safetensors(directory / NATIVE, natives, metadata, source, advance)
+        contents = {
+            WEIGHTS: _safetensors(floats, metadata, source, advance),
+            NATIVE: _safetensors(natives, metadata, source, advance),
+            PROVENANCE: _json(facts),
+            CONFIG: _json(configuration(drafter)),
+        }
+        files = []
+        for name in names:
+            pieces, nbytes = contents[name]
+            file = OutputFile(directory / name, nbytes, vouches=name == CONFIG)
+            files.append(outputs.enter_context(file))
+            _write(file, pieces, nbytes)
         source.check_unchanged()
-    _write_json(directory / PROVENANCE, facts)
-    _write_json(directory / CONFIG, configuration(drafter))
+        publish_all(files)
     return facts
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """A directory that is there within, and gone afterwards where it was made and not filled."""
+    if directory.is_dir():
+        yield
+        return
+    try:
+        directory.mkdir()
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot make the directory: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
 
 
 def _digest(source: SourceFile, advance: Progress) -> str:
@@ -143,18 +166,14 @@ def _digest(source: SourceFile, advance: Progress) -> str:
     return state.hexdigest()
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _json(value: dict[str, Any]) -> Content:
     encoded = json.dumps(value, indent=2).encode() + b"\n"
-    _write(path, [encoded], len(encoded))
+    return [encoded], len(encoded)
 
 
-def _write_safetensors(
-    path: Path,
-    entries: list[Entry],
-    metadata: dict[str, str],
-    source: SourceFile,
-    advance: Progress,
-) -> None:
+def _safetensors(
+    entries: list[Entry], metadata: dict[str, str], source: SourceFile, advance: Progress
+) -> Content:
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for entry in entries:
@@ -175,16 +194,14 @@ def _write_safetensors(
                 yield data
                 advance(len(data))
 
-    _write(path, pieces(), 8 + len(encoded) + at)
+    return pieces(), 8 + len(encoded) + at
 
 
-def _write(path: Path, pieces: Iterable[bytes], nbytes: int) -> None:
-    with OutputFile(path, nbytes) as output:
-        at = 0
-        for piece in pieces:
-            output.write(memoryview(piece), at)
-            at += len(piece)
-        if at != nbytes:
-            raise FormatError(f"{path}: {at} bytes came out, {nbytes} were planned")
-        output.sync()
-        output.publish()
+def _write(output: OutputFile, pieces: Iterable[bytes], nbytes: int) -> None:
+    at = 0
+    for piece in pieces:
+        output.write(memoryview(piece), at)
+        at += len(piece)
+    if at != nbytes:
+        raise FormatError(f"{output.path}: {at} bytes came out, {nbytes} were planned")
+    output.finish()

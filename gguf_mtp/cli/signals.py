@@ -1,0 +1,50 @@
+"""Signals as exit codes."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+# What ends the process besides Ctrl-C, and how that is said.
+ENDINGS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+
+
+class Ended(BaseException):
+    """A signal arrived; not an Exception, so that only cleaning up stands in its way."""
+
+    def __init__(self, number: int) -> None:
+        self.number = signal.Signals(number)
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Within, SIGINT, SIGTERM and SIGHUP unwind the stack (temporary files go) and exit with 128
+    and their number. One that is ignored (nohup) stays so."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # cleaning up has begun
+        raise Ended(number)
+
+    before = {
+        number: handler
+        for number in ENDINGS
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
+    try:
+        for number in before:
+            signal.signal(number, end)
+        yield
+    except Ended as ended:
+        click.echo(f"error: {ENDINGS[ended.number]}", err=True)
+        sys.exit(128 + ended.number)
+    except KeyboardInterrupt:
+        click.echo("error: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
