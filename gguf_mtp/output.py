@@ -179,6 +179,14 @@ def publish_all(files: Sequence[OutputFile]) -> None:
             _sync_all(directories)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a small file at `path`, complete and durable or not at all. Raises OutputError."""
+    with OutputFile(path, len(data)) as file:
+        file.write(memoryview(data), 0)
+        file.finish()
+        publish_all([file])
+
+
 def _unlinked(path: Path) -> bool:
     """Whether there was a `path` to remove."""
     try:

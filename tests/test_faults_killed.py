@@ -74,7 +74,7 @@ def test_killed_before_any_step(bench: Bench, old: bool) -> None:
         (Kind.RENAME, errno.EIO),
         (Kind.CLOSE, errno.EIO),
     ],
-    ids=lambda value: value.name.lower() if isinstance(value, Kind) else "",
+    ids=lambda value: (value.name or "").lower() if isinstance(value, Kind) else "",
 )
 def test_a_call_fails(bench: Bench, kind: Kind, number: int) -> None:
     for at in bench.clean.numbers(kind, 2):

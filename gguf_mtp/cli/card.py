@@ -9,7 +9,7 @@ import click
 
 from gguf_mtp.card import Facts, render
 from gguf_mtp.cli.inspect import MAX_JSON_ITEMS, summary
-from gguf_mtp.cli.progress import exit_on_signals, progress_bar
+from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.report import write_page
 from gguf_mtp.errors import UnsupportedError
 from gguf_mtp.readers.gguf import read_gguf
@@ -44,15 +44,14 @@ def command(
       gguf-mtp validate e2b-mtp.gguf --json > e2b.json
       gguf-mtp card e2b-mtp.gguf --report e2b.json -o README.md
     """
-    with exit_on_signals():
-        facts = gather(merged, quiet=quiet)
-        report = None if saved is None else (str(saved), read_object(saved))
-        text = render(facts, report)
-        if output is None:
-            click.echo(text, nl=False)
-            return
-        inputs = (merged,) if saved is None else (merged, saved)
-        write_page(output, text, inputs=inputs, force=force)
+    facts = gather(merged, quiet=quiet)
+    report = None if saved is None else (str(saved), read_object(saved))
+    text = render(facts, report)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    inputs = (merged,) if saved is None else (merged, saved)
+    write_page(output, text, inputs=inputs, force=force)
 
 
 def gather(merged: Path, *, quiet: bool) -> Facts:

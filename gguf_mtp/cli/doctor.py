@@ -6,7 +6,6 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from gguf_mtp.cli.progress import exit_on_signals
 from gguf_mtp.cli.show import printable
 from gguf_mtp.doctor import MISSING, OK, WARN, Examination, examine
 
@@ -27,8 +26,7 @@ def command(as_json: bool) -> None:
     Example:
       gguf-mtp doctor
     """
-    with exit_on_signals():
-        found = examine()
+    found = examine()
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_mtp.output import OutputFile, check_output
+from gguf_mtp.output import check_output, write_whole
 from gguf_mtp.readers.strict_json import read_object
 from gguf_mtp.report import badge, render, single_reports
 
@@ -41,7 +41,4 @@ def write_page(path: Path, page: str, *, inputs: tuple[Path, ...], force: bool) 
     """Put a page at `path`, complete or not at all. Raises OutputError."""
     data = page.encode("utf-8")
     check_output(path, inputs, force=force, needed=len(data))
-    with OutputFile(path, len(data)) as file:
-        file.write(memoryview(data), 0)
-        file.sync()
-        file.publish()
+    write_whole(path, data)

@@ -4,7 +4,7 @@ import click
 from click.shell_completion import CompletionItem
 
 
-class Source(click.ParamType):
+class Source(click.types.StringParamType):
     """Text as it was given: whether it is a path is seen when it is used. Shells complete files."""
 
     name = "path|repo"

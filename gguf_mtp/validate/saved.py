@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gguf_mtp.errors import OutputError
-from gguf_mtp.output import OutputFile
+from gguf_mtp.output import OutputFile, write_whole
 
 # A schema's name is in the first bytes of every report, whatever its format.
 MARK = re.compile(rb"gguf-mtp\.(validate|bench)/")
@@ -36,8 +36,4 @@ class ReportFile:
 
     def write(self, text: str) -> None:
         """Put the report there, under its name only when all of it is on the medium."""
-        data = text.encode("utf-8")
-        with OutputFile(self.path, len(data)) as file:
-            file.write(memoryview(data), 0)
-            file.sync()
-            file.publish()
+        write_whole(self.path, text.encode("utf-8"))
