@@ -19,7 +19,7 @@ from gguf_mtp.drafters.litert.package import (
 )
 from gguf_mtp.drafters.litert.picture import draw_html, draw_svg
 from gguf_mtp.errors import GgufMtpError
-from gguf_mtp.output import OutputFile, check_output, publish_all
+from gguf_mtp.output import check_output, write_whole
 from gguf_mtp.readers.litertlm import TFLITE_MODEL, LitertlmFile, Section, read_litertlm
 from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.readers.tflite_model import Signature, TfliteModel, TfliteTensor, constants
@@ -35,10 +35,7 @@ def write_graph(file: Path, out: Path, *, force: bool) -> None:
     page = draw_svg(drafter) if out.suffix == ".svg" else draw_html(drafter)
     encoded = page.encode()
     check_output(out, [file], force=force, needed=len(encoded))
-    with OutputFile(out, len(encoded)) as output:
-        output.write(memoryview(encoded), 0)
-        output.finish()
-        publish_all((output,))
+    write_whole(out, encoded)
 
 
 def document(path: Path) -> dict[str, Any]:
