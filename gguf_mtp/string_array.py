@@ -7,6 +7,7 @@ Source: the GGUF specification (ggml ``docs/gguf.md``), `gguf_string_t`.
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 LENGTH_BYTES = 8
 # Becomes 8 bytes of 0xFF, which no UTF-8 holds, where a length is to go.
@@ -16,6 +17,8 @@ _STEPS = (1, 2, 3)
 # Of a buffer at a time; bounds the memory that positions take.
 SEARCHED_BYTES = 1 << 20
 SEARCHED_PER_STRING = 64
+# Strings that are followed one by one.
+FEW = 64
 
 
 def encode_strings(values: Sequence[str]) -> bytes:
@@ -38,29 +41,17 @@ def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
     """How many strings, `limit` at most, lie whole in `buffer` from `begin` on, and where they end;
     none only where the first one does not.
 
-    Places that look like a length (a byte and seven zeros) are found all at once. Where each leads
-    to the next one there is nothing left to do; elsewhere the strings are followed one by one.
+    In long arrays those that follow each other are passed all at once (see `_runs`).
     """
     # A file may have thousands of arrays of one string: each is searched as far as it may reach.
     searched = min(begin + min(SEARCHED_BYTES, SEARCHED_PER_STRING * limit), len(buffer))
-    data = np.frombuffer(buffer, np.uint8, searched)
-    zeros = data[begin:] == 0
-    for step in _STEPS:
-        zeros = zeros[: max(0, len(zeros) - step)] & zeros[step:]
-    places = begin + np.flatnonzero(zeros[1:] & (data[begin : begin + len(zeros[1:])] != 0))
-    leads_on = places[:-1] + LENGTH_BYTES + data[places[:-1]] == places[1:]
-    lasts = np.flatnonzero(~np.append(leads_on, False)).tolist()
-    runs = {
-        int(places[first]): (first, last)
-        for first, last in zip([0, *(last + 1 for last in lasts)], lasts)  # noqa: B905
-        if first < last
-    }
+    runs = _runs(buffer, begin, searched) if limit >= FEW else {}
     count, at = 0, begin
     while count < limit and at < searched:
         if at in runs:
-            first, last = runs[at]
-            passed = min(last - first, limit - count)
-            count, at = count + passed, int(places[first + passed])
+            places = runs[at]
+            passed = min(len(places) - 1, limit - count)
+            count, at = count + passed, int(places[passed])
             continue
         text = at + LENGTH_BYTES
         following = text + int.from_bytes(buffer[at:text], "little")
@@ -68,3 +59,20 @@ def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
             break
         count, at = count + 1, following
     return count, at
+
+
+def _runs(buffer: bytes, begin: int, searched: int) -> dict[int, npt.NDArray[np.int64]]:
+    """Places in `buffer` that look like a length (a byte and seven zeros), where each leads to the
+    next one: runs of two and more, by the first place of each."""
+    data = np.frombuffer(buffer, np.uint8, searched)
+    zeros = data[begin:] == 0
+    for step in _STEPS:
+        zeros = zeros[: max(0, len(zeros) - step)] & zeros[step:]
+    places = begin + np.flatnonzero(zeros[1:] & (data[begin : begin + len(zeros[1:])] != 0))
+    leads_on = places[:-1] + LENGTH_BYTES + data[places[:-1]] == places[1:]
+    lasts = np.flatnonzero(~np.append(leads_on, False)).tolist()
+    return {
+        int(places[first]): places[first : last + 1]
+        for first, last in zip([0, *(last + 1 for last in lasts)], lasts)  # noqa: B905
+        if first < last
+    }

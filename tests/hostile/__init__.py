@@ -7,7 +7,7 @@ command line over all of it, and docs/robustness.md shows it.
 from hostile.case import Case
 from hostile.checkpoints import INDEX, SAFETENSORS
 from hostile.gguf import GGUF
-from hostile.joined import PARTS, TAIL
+from hostile.joined import MANIFEST, PARTS, TAIL
 from hostile.packages import LITERTLM, TFLITE
 from hostile.settings import CONFIG, TOKENIZER
 
@@ -21,5 +21,6 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "tokenizer": TOKENIZER,
     "litertlm": LITERTLM,
     "TFLite": TFLITE,
+    "manifest": MANIFEST,
 }
 CASES = tuple(case for cases in GROUPS.values() for case in cases)

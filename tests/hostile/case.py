@@ -39,7 +39,7 @@ def make_good(root: Path) -> Good:
         package=fixture("mixed"),
         extracted=root / "extracted",
     )
-    convert(good.target, good.drafter, good.merged)
+    convert(good.target, good.drafter, good.merged, verify=True)
     split(good.merged, good.base, good.heads)
     convert(good.base, good.heads, good.tail, layout="tail")
     write_checkpoint(read_drafter(good.package), good.extracted)

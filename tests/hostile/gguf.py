@@ -265,7 +265,7 @@ GGUF = (
     gguf(
         "string of an array past the end",
         items(STRING, 1, struct.pack("<Q", HUGE)),
-        "value of key a.key at offset 61 needs",
+        "value of key a.key at offset 53 needs 4611686018427387912 bytes",
     ),
     gguf(
         "arrays nested 2000 deep",

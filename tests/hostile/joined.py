@@ -1,15 +1,18 @@
-"""Hostile GGUFs in parts, and hostile footers behind a base with heads in a tail."""
+"""Hostile GGUFs in parts, footers behind a base with heads in a tail, and manifests."""
 
 import hashlib
+import json
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gguf_mtp.api import convert
 from gguf_mtp.readers.tail import FOOTER_BYTES, Footer, read_footer
+from gguf_mtp.verify import manifest_path
 from hostile.case import Case, Good, Maker
 
 MAX_PART = 200_000
@@ -193,5 +196,43 @@ TAIL = (
         edited(lambda raw, found: raw.pop()),
         "bytes follow the last tensor",
         uses=("inspect", "base", "attach in place"),
+    ),
+)
+
+
+def manifest_with(change: Callable[[dict[str, Any]], object]) -> Maker:
+    def make(good: Good, directory: Path, use: str) -> Path:
+        stated = json.loads(manifest_path(good.merged).read_text())
+        change(stated)
+        path = directory / "m.manifest.json"
+        path.write_text(json.dumps(stated))
+        return path
+
+    return make
+
+
+sound_manifest = manifest_with(lambda stated: None)
+
+
+def manifest(name: str, change: Callable[[dict[str, Any]], object], *says: str) -> Case:
+    return Case(f"manifest: {name}", manifest_with(change), sound_manifest, ("verify",), says)
+
+
+MANIFEST = (
+    manifest("other schema", lambda stated: stated.update(schema=[[[7]]]), "schema is [[[7]]]"),
+    manifest("tensors no list", lambda stated: stated.update(tensors={}), "schema is"),
+    manifest("an entry that is text", lambda stated: stated["tensors"].append("x"), "has no name"),
+    manifest(
+        "negative offset",
+        lambda stated: stated["tensors"][0].update(offset=-1),
+        "has no usable offset and bytes",
+    ),
+    manifest(
+        "a thousand entries of the whole file",
+        lambda stated: stated.update(
+            tensors=[{"name": "x", "offset": 0, "bytes": stated["bytes"]}] * 1000
+        ),
+        "tensors of 671",
+        "in a file of 671",
     ),
 )
