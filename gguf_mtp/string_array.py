@@ -44,10 +44,11 @@ def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
     In long arrays those that follow each other are passed all at once (see `_runs`).
     """
     # A file may have thousands of arrays of one string: each is searched as far as it may reach.
-    searched = min(begin + min(SEARCHED_BYTES, SEARCHED_PER_STRING * limit), len(buffer))
+    end = min(begin + SEARCHED_BYTES, len(buffer))
+    searched = min(begin + SEARCHED_PER_STRING * limit, end)
     runs = _runs(buffer, begin, searched) if limit >= FEW else {}
     count, at = 0, begin
-    while count < limit and at < searched:
+    while count < limit and at < end:
         if at in runs:
             places = runs[at]
             passed = min(len(places) - 1, limit - count)

@@ -13,7 +13,11 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "licences.md"
 PROJECT = "gguf-mtp"
 # Where a package's metadata says nothing; from the licence file in it.
-KNOWN = {"atheris": "Apache-2.0", "matplotlib": "PSF-2.0 (Matplotlib's own)"}
+KNOWN = {
+    "atheris": "Apache-2.0",
+    "huggingface-hub": "Apache-2.0",
+    "matplotlib": "PSF-2.0 (Matplotlib's own)",
+}
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 EXTRA = re.compile(r"extra == [\"'](\w+)[\"']")
 ROW = re.compile(r"\| (\S+) \| (.+?) \| (.+?) \|")
@@ -60,6 +64,8 @@ def _add(found: dict[str, set[str]], pending: list[str], line: str, by: str) -> 
     if match is None:
         raise ValueError(f"no requirement: {line!r}")
     name = normal(match[0])
+    if name == PROJECT:
+        return
     if name not in found:
         pending.append(name)
     found.setdefault(name, set()).add(by)
