@@ -133,6 +133,10 @@ def whole_again(raw: bytearray, found: Footer) -> None:
 TAIL_READERS = ("inspect", "split", "detach", "base", "attach in place")
 
 
+def pending_again(raw: bytearray, found: Footer) -> None:
+    raw += bytes(found.pending_offset - len(raw)) + replace(found, pending=True).encode()
+
+
 sound_tail = edited(lambda raw, found: None)
 
 
@@ -181,7 +185,7 @@ TAIL = (
     ),
     tail(
         "interrupted attach",
-        edited(lambda raw, found: raw.extend(replace(found, pending=True).encode())),
+        edited(pending_again),
         "attaching heads was interrupted",
         uses=("inspect", "split"),
     ),
