@@ -27,12 +27,12 @@ class ReportFile:
                 start = file.read(MARK_WITHIN)
             if start and not MARK.search(start):
                 raise OutputError(f"{path}: exists and is not a report of gguf-mtp")
-            path.unlink()
         except FileNotFoundError:
             pass
         except OSError as error:
             raise OutputError(f"{path}: cannot be replaced: {error.strerror}") from None
-        OutputFile(path, 0).close()  # can it be made at all?
+        OutputFile(path, 0).close()  # can it be made at all? So the earlier one can be removed too.
+        path.unlink(missing_ok=True)
 
     def write(self, text: str) -> None:
         """Put the report there, under its name only when all of it is on the medium."""
