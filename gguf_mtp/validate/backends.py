@@ -175,7 +175,8 @@ def validate_backends(
                     pair, chosen = stack.enter_context(opened)
                 else:
                     plainly = open_pair(library=library, options=on_target, **files)
-                    pair, chosen = stack.enter_context(plainly), options
+                    # Exact mode is the CPU's: elsewhere nothing was looked for, nor is it claimed.
+                    pair, chosen = stack.enter_context(plainly), replace(options, exact=False)
                 cross = None
                 if target.backend != CPU and on_cpu is not None:
                     cross = _compare(on_cpu, pair, target, options, say)
