@@ -54,15 +54,17 @@ def settings(model_options: ModelOptions, options: Options) -> list[Setting]:
 def widest_equal(base: Model, prompts: Sequence[Prompt], options: Options) -> int:
     """Return the largest width up to n_max + 1 to which all logits are those of width 1.
 
-    Measured on the longest prompt and its whole output, so that the cache grows as far as it will.
+    Over all prompts and the whole of their outputs: differences may show in one row of a hundred.
     """
     encoded = [encode(prompt, base, options.chat) for prompt in prompts]
     sizes = context_options_for(base, max(map(len, encoded)), options)
-    text = fitted(max(encoded, key=len), sizes, options)
     with Context(base, sizes) as narrow, Context(base, sizes) as wide:
-        plain = decode_plainly(narrow, text, options.n_predict)
+        plain = [
+            decode_plainly(narrow, fitted(text, sizes, options), options.n_predict)
+            for text in encoded
+        ]
         for width in range(2, options.n_max + 2):
-            if not measure_invariance(narrow, wide, [plain], width).holds:
+            if not measure_invariance(narrow, wide, plain, width).holds:
                 return width - 1
     return options.n_max + 1
 
