@@ -87,6 +87,28 @@ def validation(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def beside_the_cpu() -> dict[str, Any]:
+    """What validating on a device adds: where it ran and how far it is from the CPU."""
+    return {
+        "backend": "vulkan",
+        "devices": ["Vulkan0"],
+        "cross_backend": {
+            "rows": 48,
+            "worst": 2e-6,
+            "mean": 3e-7,
+            "tolerance": {"worst": 1e-5, "mean": 1e-6},
+            "largest_difference": 0.004,
+            "same_best": {"hits": 47, "total": 48},
+            "same_drafts": {"hits": 15, "total": 16},
+            "weights": {"Vulkan0": 13.5},
+            "heads_weights": {"Vulkan0": 3.25},
+            "kv_cache": {"Vulkan0": 2.0},
+            "compute": {"Vulkan0": 9.0, "CPU": 1.0},
+            "holds": True,
+        },
+    }
+
+
 def benchmark(**changes: Any) -> dict[str, Any]:
     """A saved benchmark of two depths, two repetitions and two tasks."""
 

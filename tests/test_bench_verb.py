@@ -17,7 +17,7 @@ from _validate_helpers import library_under_test
 from gguf_mtp.cli import bench as bench_verb
 from gguf_mtp.cli.made import command_line
 from gguf_mtp.cli.main import main
-from gguf_mtp.report import badge, render
+from gguf_mtp.report import badges, render
 from gguf_mtp.runtime.library import Library
 from gguf_mtp.validate.advice import (
     DOES_NOT,
@@ -212,7 +212,7 @@ def test_validate_leaves_a_page_and_a_badge(files: Files, prompts: Path, tmp_pat
     assert done.exit_code == 0, done.output
     document = json.loads(saved.read_text())
     assert sum(b["count"] for b in document["margins"]["bins"]) == 16
-    assert done.stdout.splitlines()[-1] == badge(document)
+    assert done.stdout.splitlines()[-1:] == badges(document)
     assert document["made"]["command"].startswith("gguf-mtp validate ")
     html = page.read_text(encoding="utf-8")
     assert html == render([(str(saved), document)])

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from _report_documents import HOSTILE, benchmark, parse, share, tier, validation
+from _report_documents import HOSTILE, benchmark, beside_the_cpu, parse, share, tier, validation
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import FormatError
-from gguf_mtp.report import badge, render
+from gguf_mtp.report import badges, render
 
 
 def page(document: dict[str, Any]) -> str:
@@ -104,7 +104,11 @@ def test_text_of_a_report_never_becomes_markup() -> None:
     made = {"gguf_mtp": "1", "command": "c", "python": "3"}
     clean = validation(made=made)
     clean["settings"]["a key from elsewhere"] = "value"
-    for document in (clean, benchmark(made=made) | {"settings": clean["settings"]}):
+    for document in (
+        clean,
+        clean | beside_the_cpu(),
+        benchmark(made=made) | {"settings": clean["settings"]},
+    ):
         _check_hostile(document)
 
 
@@ -141,6 +145,43 @@ def test_several_reports_make_one_page() -> None:
     html = render([("a", one), ("b", two)])
     assert _elements(html).count("h1") == 2
     assert _elements(html).count("html") == 1
+
+
+# --- several backends -----------------------------------------------------------------------
+
+
+def on_two_backends(**changes: Any) -> dict[str, Any]:
+    made = {"gguf_mtp": "9.9", "command": "gguf-mtp validate m.gguf --backend all"}
+    return {
+        "schema": "gguf-mtp.validate-backends/1",
+        "holds": True,
+        "backends": [
+            validation(backend="cpu", made=made),
+            validation(made=made) | beside_the_cpu(),
+        ],
+    } | changes
+
+
+def test_each_backend_has_its_part_of_the_page() -> None:
+    parsed = parse(page(on_two_backends()))
+    assert sum(tag == "h1" for tag, _ in parsed.elements) == 2
+    assert "gguf-mtp validate, backend cpu" in parsed.text
+    assert "gguf-mtp validate, backend vulkan" in parsed.text
+    assert parsed.text.count("gguf-mtp validate m.gguf --backend all") == 2
+    assert parsed.text.count("Beside the CPU") == 1
+    assert "largest divergence, KL in nats 2e-06 1e-05" in parsed.text
+    assert "working memory lay in Vulkan0 9 MiB, CPU 1 MiB" in parsed.text
+    assert len(badges(on_two_backends())) == 2
+
+
+@pytest.mark.parametrize(
+    ("backends", "message"),
+    [([], "no report to show"), ([{"schema": 1}], "s.backends[0].schema: found 1, expected text")],
+)
+def test_backends_have_reports(backends: list[Any], message: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        render([("s", on_two_backends(backends=backends))])
+    assert str(caught.value) == message
 
 
 # --- a benchmark ----------------------------------------------------------------------------
@@ -181,7 +222,7 @@ def test_a_validation_and_a_benchmark_share_a_page() -> None:
     parsed = parse(render([("a", validation()), ("b", benchmark())]))
     assert sum(tag == "h1" for tag, _ in parsed.elements) == 2
     with pytest.raises(FormatError, match=r"^b\.schema: .*expected gguf-mtp\.validate/1$"):
-        badge(benchmark(), "b")
+        badges(benchmark(), "b")
 
 
 # --- what is wrong with a document ----------------------------------------------------------
@@ -207,7 +248,11 @@ def _changed(place: str, value: Any) -> dict[str, Any]:
         ("tiers", {}, "s.tiers: found {}, expected a list"),
         ("tiers.0.claimed", 1, "s.tiers[0].claimed: found 1, expected true or false"),
         ("tiers.0.prompts", None, "s.tiers[0].prompts: found None, expected an object"),
-        ("acceptance.first_accepted", [3], "s.acceptance.first_accepted[0]: found 3, expected an"),
+        (
+            "acceptance.first_accepted",
+            [3],
+            "s.acceptance.first_accepted[0]: found 3, expected an",
+        ),
         ("settings.n_max", True, "s.settings.n_max: found True, expected an integer"),
         ("speed.ratio", "fast", "s.speed.ratio: found 'fast', expected a number"),
         ("speed.ratio", 10**400, "s.speed.ratio: found 1000"),
@@ -234,7 +279,8 @@ JSON = st.recursive(
 )
 PLACES = ["holds", "tiers", "tiers.1.divergences", "batch_invariance", "acceptance", "prompts",
           "speed.ratio", "settings", "tiers.1.divergences.0.margin", "batch_invariance.noise",
-          "acceptance.first_accepted", "margins", "made", "distribution", "reference"]  # fmt: skip
+          "acceptance.first_accepted", "cross_backend", "margins", "made", "distribution",
+          "reference"]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -252,16 +298,17 @@ def test_any_json_gives_a_page_or_a_format_error(place: str, value: Any) -> None
 
 def test_badge_says_what_holds_and_what_does_not() -> None:
     made = {"gguf_mtp": "9.9"}
-    assert badge(validation(made=made)) == (
+    (line,) = badges(validation(made=made))
+    assert line == (
         "**MTP verified** by gguf-mtp 9.9 · L0 hold on 2 prompts, 16 tokens · L2 break · "
         "2.30 tokens a pass at n\\_max 2 · Q8\\_0 on CPU (a processor) · sha256 abababababababab"
     )
-    assert badge(validation(holds=False)).startswith("**MTP NOT verified** by gguf-mtp · ")
+    assert badges(validation(holds=False))[0].startswith("**MTP NOT verified** by gguf-mtp · ")
 
 
 def test_badge_escapes_markdown_and_stays_one_line() -> None:
     document = validation(made={"gguf_mtp": "**\n[x](y)<b>"})
-    line = badge(document)
+    (line,) = badges(document)
     assert "\n" not in line
     assert "\\*\\* \\[x\\](y)\\<b\\>" in line
 
@@ -285,7 +332,7 @@ def test_report_writes_a_page_and_prints_a_badge(saved: Path, tmp_path: Path) ->
     done = run(saved, "--html", out, "--badge")
     assert done.exit_code == 0, done.output
     assert out.read_text(encoding="utf-8") == render([(str(saved), validation())])
-    assert done.stdout == badge(validation()) + "\n"
+    assert done.stdout == badges(validation())[0] + "\n"
 
 
 def test_report_needs_to_be_told_what_to_make(saved: Path) -> None:

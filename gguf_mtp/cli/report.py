@@ -8,7 +8,7 @@ import click
 
 from gguf_mtp.output import check_output, write_whole
 from gguf_mtp.readers.strict_json import read_object
-from gguf_mtp.report import badge, render, single_reports
+from gguf_mtp.report import badges, render
 
 
 @click.command()
@@ -29,11 +29,13 @@ def command(saved: tuple[Path, ...], html: Path | None, as_badge: bool, force: b
     """
     if html is None and not as_badge:
         raise click.UsageError("give --html OUT, --badge or both")
-    documents = [each for path in saved for each in single_reports(str(path), read_object(path))]
-    badges = [badge(document, where) for where, document in documents] if as_badge else []
+    documents = [(str(path), read_object(path)) for path in saved]
+    lines = []
+    if as_badge:
+        lines = [line for where, document in documents for line in badges(document, where)]
     if html is not None:
         write_page(html, render(documents), inputs=saved, force=force)
-    for line in badges:
+    for line in lines:
         click.echo(line)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
-from gguf_mtp.report import badge, render, single_reports
+from gguf_mtp.report import badges, render
 from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
 from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY, load_library
 from gguf_mtp.runtime.sampling import RULES
@@ -295,14 +295,13 @@ def command(
     if saved is not None:
         saved.write(as_text + "\n")
     if page is not None:
-        page.write(render(single_reports("report", document)))
+        page.write(render([("report", document)]))
     if as_json:
         click.echo(as_text)
     else:
         for each in reports:
             each.print(Console(soft_wrap=True))
     if as_badge:
-        for _, single in single_reports("report", document):
-            click.echo(badge(single))
+        click.echo("\n".join(badges(document)))
     if not all(each.report.holds for each in reports):
         raise click.exceptions.Exit(1)

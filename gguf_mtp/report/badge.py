@@ -8,17 +8,23 @@ from typing import Any
 from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.report import common
 from gguf_mtp.report.node import Node
+from gguf_mtp.report.page import unpack
 from gguf_mtp.report.validation import SCHEMA
 
 
-def badge(document: dict[str, Any], where: str = "report") -> str:
-    """Return the line for a saved validation. Plain Markdown: a card needs no host for it.
+def badges(document: dict[str, Any], where: str = "report") -> list[str]:
+    """Return a line for a saved validation, or one for each backend of it.
 
-    Raises FormatError for another document.
+    Plain Markdown: a card needs no host for it. Raises FormatError for another document.
     """
-    node = Node(document, where)
+    return [_badge(node) for node in unpack([(where, document)])]
+
+
+def _badge(node: Node) -> str:
     if node.text("schema") != SCHEMA:
-        raise FormatError(f"{where}.schema: found {brief(node.text('schema'))}, expected {SCHEMA}")
+        raise FormatError(
+            f"{node.where}.schema: found {brief(node.text('schema'))}, expected {SCHEMA}"
+        )
     tiers = node.children("tiers")
     held = [t.text("tier") for t in tiers if t.maybe_flag("holds")]
     broken = [t.text("tier") for t in tiers if t.maybe_flag("holds") is False]

@@ -14,6 +14,7 @@ from gguf_mtp.errors import FormatError, brief
 from gguf_mtp.report import benchmark, common, validation
 from gguf_mtp.report.node import Node
 
+BACKENDS = "gguf-mtp.validate-backends/1"
 View = Callable[[Node], dict[str, Any]]
 VIEWS: dict[str, View] = {validation.SCHEMA: validation.view, benchmark.SCHEMA: benchmark.view}
 
@@ -23,9 +24,7 @@ def render(documents: Sequence[tuple[str, dict[str, Any]]]) -> str:
 
     Raises FormatError for a document of no known schema, or with a field missing or mistyped.
     """
-    if not documents:
-        raise ValueError("nothing to render")
-    nodes = [Node(document, where) for where, document in documents]
+    nodes = unpack(documents)
     views = [_view_of(node)(node) for node in nodes]
     html: str = (
         _environment()
@@ -37,6 +36,21 @@ def render(documents: Sequence[tuple[str, dict[str, Any]]]) -> str:
         )
     )
     return html
+
+
+def unpack(documents: Sequence[tuple[str, dict[str, Any]]]) -> list[Node]:
+    """Each report by itself: a validation on several backends holds one of each.
+
+    Raises FormatError for what is no object with a schema.
+    """
+    nodes: list[Node] = []
+    for where, document in documents:
+        node = Node(document, where)
+        several = node.text("schema") == BACKENDS
+        nodes += node.children("backends") if several else [node]
+    if not nodes:
+        raise FormatError("no report to show")
+    return nodes
 
 
 def _view_of(node: Node) -> View:

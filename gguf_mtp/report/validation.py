@@ -36,6 +36,8 @@ def view(document: Node) -> dict[str, Any]:
         "n_prompts": len(prompts),
         "n_tokens": sum(p.integer("output_tokens") for p in prompts),
         "device": settings.text("device"),
+        "backend": document.maybe_text("backend"),
+        "cross": _cross(document.maybe_child("cross_backend")),
         "n_max": settings.integer("n_max"),
         "quantization": settings.text("quantization"),
         "tiers": tiers,
@@ -220,13 +222,47 @@ def _reference(node: Node | None) -> dict[str, Any] | None:
                 "rows": part.integer("rows"),
                 "largest": part.number("largest"),
                 "kl": part.number("kl"),
-                "best": f"{part.child('best').integer('hits')} of "
-                f"{part.child('best').integer('total')}",
+                "best": _hits(part.child("best")),
             }
             for name, part in compared
             if part is not None
         ],
     }
+
+
+def _cross(node: Node | None) -> dict[str, Any] | None:
+    """A device's logits beside the CPU's, and where its model lay."""
+    if node is None:
+        return None
+    limit = node.child("tolerance")
+    places = [
+        (name, node.maybe_child(key))
+        for key, name in (
+            ("weights", "weights"),
+            ("heads_weights", "heads"),
+            ("kv_cache", "KV cache"),
+            ("compute", "working memory"),
+        )
+    ]
+    return {
+        "rows": node.integer("rows"),
+        "worst": node.number("worst"),
+        "mean": node.number("mean"),
+        "worst_allowed": limit.number("worst"),
+        "mean_allowed": limit.number("mean"),
+        "largest": node.number("largest_difference"),
+        "best": _hits(node.child("same_best")),
+        "drafts": _hits(node.child("same_drafts")),
+        "places": [
+            (name, ", ".join(f"{buffer} {mib} MiB" for buffer, mib in place.scalars()))
+            for name, place in places
+            if place is not None
+        ],
+    }
+
+
+def _hits(node: Node) -> str:
+    return f"{node.integer('hits')} of {node.integer('total')}"
 
 
 def _prompt(node: Node) -> dict[str, Any]:

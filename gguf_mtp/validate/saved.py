@@ -9,7 +9,7 @@ from gguf_mtp.errors import OutputError
 from gguf_mtp.output import OutputFile, write_whole
 
 # A schema's name is in the first bytes of every report, whatever its format.
-MARK = re.compile(rb"gguf-mtp\.(validate|bench)/")
+MARK = re.compile(rb"gguf-mtp\.(validate|bench)")
 MARK_WITHIN = 4096
 
 
