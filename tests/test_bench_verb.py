@@ -128,21 +128,24 @@ def library() -> Library:
 
 
 @pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "two.jsonl"
-    texts = {"code-a": "def main(args):\n    ", "list-b": "import os\nimport "}
-    path.write_text("\n".join(json.dumps({"id": i, "text": t}) for i, t in texts.items()))
-    return path
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two sets of one prompt each."""
+    folder = tmp_path_factory.mktemp("prompts")
+    texts = {"code": "def main(args):\n    ", "list": "import os\nimport "}
+    for name, text in texts.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps({"id": name, "text": text}))
+    return [folder / f"{name}.jsonl" for name in texts]
 
 
-def run(verb: str, files: Files, prompts: Path, *words: object) -> Result:
-    fixed = ["--heads", files.heads, "--device", "cpu", "--threads", "1", "--prompts", prompts]
+def run(verb: str, files: Files, prompts: list[Path], *words: object) -> Result:
+    fixed = ["--heads", files.heads, "--device", "cpu", "--threads", "1"]
+    fixed += [word for path in prompts for word in ("--prompts", path)]
     return CliRunner().invoke(main, [str(w) for w in (verb, files.base, *fixed, *words)])
 
 
 @pytest.fixture(scope="module")
 def benched(
-    library: Library, files: Files, prompts: Path, tmp_path_factory: pytest.TempPathFactory
+    library: Library, files: Files, prompts: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("bench")
     words = ("--n-max", 2, "--n-predict", 12, "--repetitions", 2, "--json")
@@ -190,22 +193,21 @@ def test_bench_writes_the_page_of_its_json(benched: tuple[dict[str, Any], str]) 
 
 
 @pytest.mark.usefixtures("library")
-def test_bench_prints_tables(files: Files, prompts: Path) -> None:
+def test_bench_prints_tables(files: Files, prompts: list[Path]) -> None:
     done = run("bench", files, prompts, "--n-max", 1, "--n-predict", 6, "--repetitions", 1)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert any(line.startswith("none ") and line.count(" ms") == 1 for line in lines)
     assert any(line.startswith("1 ") and line.count(" ms") == 2 for line in lines)
-    assert [line.split()[0] for line in lines if line.startswith(("code", "list", "all"))] == [
-        "code",
-        "list",
-        "all",
-    ]
+    tasks = [line.split()[0] for line in lines if line.startswith(("code", "list", "all"))]
+    assert tasks == ["code", "list", "all"]
     assert lines[-1].startswith("MTP ")
 
 
 @pytest.mark.usefixtures("library")
-def test_validate_leaves_a_page_and_a_badge(files: Files, prompts: Path, tmp_path: Path) -> None:
+def test_validate_leaves_a_page_and_a_badge(
+    files: Files, prompts: list[Path], tmp_path: Path
+) -> None:
     page, saved = tmp_path / "v.html", tmp_path / "v.json"
     words = ("--n-predict", 8, "--n-max", 2, "--html", page, "--output", saved, "--badge")
     done = run("validate", files, prompts, *words)
@@ -223,7 +225,7 @@ def test_validate_leaves_a_page_and_a_badge(files: Files, prompts: Path, tmp_pat
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("verb", ["bench", "validate"])
 def test_a_failed_run_leaves_no_earlier_page(
-    verb: str, files: Files, prompts: Path, tmp_path: Path
+    verb: str, files: Files, prompts: list[Path], tmp_path: Path
 ) -> None:
     page = tmp_path / "old.html"
     page.write_text(render([("old", json.loads(OLD))]), encoding="utf-8")

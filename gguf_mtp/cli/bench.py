@@ -39,7 +39,7 @@ from gguf_mtp.validate.saved import ReportFile
 )
 @click.option(
     "--n-prompts",
-    default=6,
+    default=8,
     show_default=True,
     type=click.IntRange(1),
     help="Prompts taken, in turns from each set.",

@@ -252,8 +252,8 @@ def _costs(samples: dict[int, tuple[Sample, ...]]) -> Costs:
 
 
 def _by_task(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Indices of prompts by their set, else by how their names begin: ``code-lru`` is code."""
+    """Indices of prompts by the set they come from."""
     tasks: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        tasks.setdefault(prompt.prompt_set or prompt.id.partition("-")[0], []).append(i)
+        tasks.setdefault(prompt.prompt_set, []).append(i)
     return tasks
