@@ -32,6 +32,8 @@ from gguf_mtp.validate.bench import confidence
 from gguf_mtp.validate.margins import histogram
 from pair_files import Files
 
+REFERENCE = Path(__file__).parent / "fixtures" / "gemma4-tiny" / "reference.npz"
+
 # Two steps cost 10 and 20 ms, a pass 100 ms and 10 more for each token beyond the first.
 COSTS = Costs({1: 10.0, 2: 20.0}, {1: 100.0, 2: 110.0, 3: 120.0})
 SURE = JudgedDraft((0.9, 0.8), 2)
@@ -209,7 +211,9 @@ def test_validate_leaves_a_page_and_a_badge(
     files: Files, prompts: list[Path], tmp_path: Path
 ) -> None:
     page, saved = tmp_path / "v.html", tmp_path / "v.json"
-    words = ("--n-predict", 8, "--n-max", 2, "--html", page, "--output", saved, "--badge")
+    words = ["--n-predict", 8, "--n-max", 2, "--html", page, "--output", saved, "--badge"]
+    # With all that a report can hold, so that no part of it is one the page cannot show.
+    words += ["--temperature", 0.8, "--seeds", 4, "--reference", REFERENCE]
     done = run("validate", files, prompts, *words)
     assert done.exit_code == 0, done.output
     document = json.loads(saved.read_text())
@@ -218,6 +222,8 @@ def test_validate_leaves_a_page_and_a_badge(
     assert document["made"]["command"].startswith("gguf-mtp validate ")
     html = page.read_text(encoding="utf-8")
     assert html == render([(str(saved), document)])
+    assert "Sampling at temperature 0.8" in html
+    assert "Against another program" in html
     verdicts = {a["data-tier"] for _, a in parse(html).elements if "data-tier" in a}
     assert verdicts == {tier["tier"] for tier in document["tiers"]}
 

@@ -194,14 +194,8 @@ def _sampling(node: Node | None) -> dict[str, Any] | None:
                 "rule": r.text("rule"),
                 "p_value": r.number("p_value"),
                 "broken": r.number("broken_rule_p_value"),
-                "places": [
-                    {
-                        "prompt": p.text("prompt"),
-                        "index": p.integer("index"),
-                        "p_value": p.number("p_value"),
-                    }
-                    for p in r.children("places")
-                ],
+                "accepted": _hits(r.child("first_draft_accepted")),
+                "places": len(r.children("places")),
             }
             for r in node.children("rules")
         ],
@@ -215,7 +209,7 @@ def _reference(node: Node | None) -> dict[str, Any] | None:
     return {
         "file": node.text("file"),
         "program": node.text("program"),
-        "criterion": node.text("criterion"),
+        "head": node.text("head"),
         "rows": [
             {
                 "name": name,
@@ -223,6 +217,7 @@ def _reference(node: Node | None) -> dict[str, Any] | None:
                 "largest": part.number("largest"),
                 "kl": part.number("kl"),
                 "best": _hits(part.child("best")),
+                "criterion": part.text("criterion"),
             }
             for name, part in compared
             if part is not None
