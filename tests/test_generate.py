@@ -297,10 +297,10 @@ def test_run_marks_what_was_drafted(files: Files) -> None:
 
 @pytest.mark.usefixtures("library")
 def test_run_chats_until_the_end_of_input(files: Files, opened: MtpModel) -> None:
-    done = run(files, "--chat", "-n", 10, stdin="import os\n\nimport sys\n")
+    done = run(files, "--chat", "-n", 10, stdin="import os\n\n-\n")
     assert done.exit_code == 0, done.output
     chat = opened.chat()
-    texts = [chat.say(message, 10).text() for message in ("import os", "import sys")]
+    texts = [chat.say(message, 10).text() for message in ("import os", "-")]
     assert done.stdout == "".join(text if text.endswith("\n") else text + "\n" for text in texts)
     assert done.stderr.count(" tokens a pass") == 2
 
@@ -312,6 +312,7 @@ def test_run_chats_until_the_end_of_input(files: Files, opened: MtpModel) -> Non
         ((), None, "give a PROMPT, - for stdin, or --chat"),
         (("--chat", "--json"), None, "--chat does not go with --json"),
         (("-",), b"\xff", "the prompt is not UTF-8"),
+        (("--chat",), b"\xff\n", "the prompt is not UTF-8"),
         (("x" * 999, "--raw"), None, "prompt tokens fill the context of 256"),
         (("",), None, None),
     ],

@@ -170,14 +170,21 @@ def command(
         ctx.exit(INTERRUPTED)
 
 
-def _text(prompt: str) -> str:
-    """The prompt, from stdin where it is "-". Raises UsageError unless it is UTF-8."""
+@contextmanager
+def _as_utf8() -> Iterator[None]:
+    """Within, text that is not UTF-8 is a UsageError."""
     try:
+        yield
+    except UnicodeError as error:
+        raise click.UsageError(f"the prompt is not UTF-8 ({error})") from None
+
+
+def _text(prompt: str) -> str:
+    """The prompt, from stdin where it is "-"."""
+    with _as_utf8():
         if prompt == "-":
             return sys.stdin.buffer.read().decode("utf-8")
         prompt.encode("utf-8")
-    except UnicodeError as error:
-        raise click.UsageError(f"the prompt is not UTF-8 ({error})") from None
     return prompt
 
 
@@ -204,7 +211,9 @@ def _messages(first: str | None) -> Iterator[str]:
     interactive = sys.stdin.isatty()
     while True:
         try:
-            message = input("> ") if interactive else _line()
+            with _as_utf8():
+                message = input("> ") if interactive else _line()
+                message.encode("utf-8")
         except EOFError:
             if interactive:
                 click.echo(err=True)
@@ -213,7 +222,7 @@ def _messages(first: str | None) -> Iterator[str]:
             click.echo("\n(Ctrl-D ends the conversation)", err=True)
             continue
         if message.strip():
-            yield _text(message)
+            yield message
 
 
 def _line() -> str:
