@@ -31,7 +31,7 @@ def a_report(
 
 def of(n_max: int, **changes: str) -> dict[str, Any]:
     cell = {"backend": "cpu", "outtype": "f32", "flash_attn": "on", "kv_type": "f16"}
-    return cell | changes | {"n_max": n_max}
+    return cell | changes | {"n_max": n_max, "prompts": 1, "tokens": 4}
 
 
 def row(text: str, number: int = 0) -> list[str]:
@@ -43,8 +43,8 @@ def test_a_row_says_at_which_depths_each_tier_holds() -> None:
         (of(n), a_report(("L2",) if n in (3, 5, 6) else (), accepted=n % 4)) for n in range(1, 7)
     ]
     first = row(table(found))
-    assert first[:6] == ["cpu", "f32", "on", "f16", "1-6", "1-6"]
-    assert first[6] == "1-2, 4, **not 3, 5-6**"
+    assert first[:7] == ["cpu", "f32", "on", "f16", "1 x 4", "1-6", "1-6"]
+    assert first[7] == "1-2, 4, **not 3, 5-6**"
     assert first[-2:] == ["2.0e-07", "0.00-0.75"]
 
 
@@ -58,9 +58,9 @@ def test_what_did_not_run_is_not_called_held() -> None:
         (of(2, backend="vulkan"), {"died": "signal 11"}),
     ]
     text = table(found)
-    assert row(text)[9] == "-"
-    assert row(text, 1)[4:6] == ["refused by llama.cpp", ""]
-    assert row(text, 2)[4] == "1, **not 2**"
+    assert row(text)[10] == "-"
+    assert row(text, 1)[5:7] == ["refused by llama.cpp", ""]
+    assert row(text, 2)[5] == "1, **not 2**"
     assert all(len(row(text, n)) == len(row(text, 0)) for n in range(3))
 
 
@@ -110,7 +110,7 @@ def test_cells_that_are_there_are_not_run_again(
     arguments += ["--work", str(work), "--page", str(page)]
     assert [tier_table.main(arguments) for _ in range(4)] == [130, 130, 130, 0]
     assert ran == [f"cpu-f32-fa_on-kv_f16-n{n}" for n in (1, 2, 3)]
-    assert row(page.read_text().split(tier_table.BEGIN + "\n")[1])[4] == "1-3"
+    assert row(page.read_text().split(tier_table.BEGIN + "\n")[1])[5] == "1-3"
     # Of another size they are other cells.
     assert not tier_table.is_kept(Cell("cpu", "f32", "on", "f16", 1), Size(1, 5), work)
     (work / "cpu-f32-fa_on-kv_f16-n1.json").write_text('{"of"')

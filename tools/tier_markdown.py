@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 TIERS = ("L0", "L1", "L2", "L3", "drafts-exact", "base-identical", "cross-backend")
-HEADINGS = ("backend", "type", "FA", "KV", *TIERS, "worst KL", "1st draft accepted")
+HEADINGS = ("backend", "type", "FA", "KV", "text", *TIERS, "worst KL", "1st draft accepted")
 
 
 def table(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     """Lines of Markdown; each cell is what it is of, and its report."""
     rows: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
     for of, report in cells:
-        key = (of["backend"], of["outtype"], of["flash_attn"], of["kv_type"])
+        text = f"{of['prompts']} x {of['tokens']}"
+        key = (of["backend"], of["outtype"], of["flash_attn"], of["kv_type"], text)
         rows.setdefault(key, {})[of["n_max"]] = report
     lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
     lines += [f"| {' | '.join((*key, *_row(by_depth)))} |" for key, by_depth in rows.items()]
