@@ -135,8 +135,9 @@ class OutputFile(Target):
     def finish(self) -> None:
         """Put all on the medium: from here on the file only lacks its name. Raises OutputError,
         also where the file system reports when closing that writing failed."""
-        self.sync()
-        self._close_descriptor()
+        if self._open:
+            self.sync()
+            self._close_descriptor()
 
     def _close_descriptor(self) -> None:
         if self._open:
@@ -153,6 +154,11 @@ class OutputFile(Target):
         except OSError as error:
             raise self._failure("rename", error) from error
         self._discard.detach()
+
+    def publish(self) -> None:
+        """`finish`, and `publish_all` of this file alone."""
+        self.finish()
+        publish_all((self,))
 
     def close(self) -> None:
         # What is thrown away need not be whole.
@@ -267,7 +273,7 @@ class AppendedFile(Target):
         try:
             self.sync()
         finally:
-            os.close(self.fd)
+            _close(self.fd, self.path)
 
     def close(self) -> None:
         if self._open:
@@ -281,7 +287,7 @@ class AppendedFile(Target):
                     f"{error.strerror}; detach repairs it"
                 ) from error
             finally:
-                os.close(self.fd)
+                _close(self.fd, self.path)
 
 
 def cut(path: Path, nbytes: int) -> None:
@@ -293,7 +299,14 @@ def cut(path: Path, nbytes: int) -> None:
     except OSError as error:
         raise OutputError(f"{path}: cutting to {nbytes} bytes failed: {error.strerror}") from error
     finally:
+        _close(fd, path)
+
+
+def _close(fd: int, path: Path) -> None:
+    try:
         os.close(fd)
+    except OSError as error:
+        raise OutputError(f"{path}: close failed: {error.strerror}") from error
 
 
 def _open_locked(path: Path) -> int:
