@@ -13,7 +13,7 @@ BENCH_ARGS    ?=
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 
-.PHONY: help setup patch-llamacpp demo lint test tiers test-llamacpp fuzz \
+.PHONY: help setup patch-llamacpp demo lint test tiers test-llamacpp test-sanitize fuzz \
         bench bench-convert bench-convert-16g clean
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make patch-llamacpp     get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make lint               ruff and mypy"
 	@echo "On demand:"
+	@echo "make test-sanitize      the patched loader under AddressSanitizer and UBSan, over hostile files"
 	@echo "make test-llamacpp      llama.cpp's own tests on the patched tree"
 	@echo "make tiers              the table of tiers in docs/backends.md, CPU and Vulkan"
 	@echo "make fuzz               fuzz everything that reads files of strangers (MINUTES=60)"
@@ -60,6 +61,11 @@ test: lint
 tiers: $(STAMP)
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant vulkan
 	$(BIN)/python tools/tier_table.py
+
+# The code of the patches that reads files, under AddressSanitizer and UBSan, over hostile files.
+test-sanitize: $(STAMP)
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant sanitize
+	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest tests/test_hostile_merged.py
 
 test-llamacpp: $(STAMP)
 	$(BIN)/python tools/run_upstream_tests.py $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \

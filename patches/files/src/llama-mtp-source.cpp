@@ -1,11 +1,14 @@
 #include "llama-mtp-source.h"
 
+#include "llama-hparams.h"
 #include "llama-model-loader.h"
 #include "llama-mtp.h"
 
 #include "ggml-cpp.h"
 #include "gguf.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -21,8 +24,10 @@ const char * const MTP_KEY_SHARED  = "mtp.tokenizer.shared";
 
 const uint32_t MTP_FORMAT_VERSION = 1;
 
-// under "mtp." but about the merged file, not keys of the drafter
-const char * const MTP_FILE_KEYS[] = { "mtp.format.", "mtp.source.", "mtp.target.", MTP_KEY_SHARED, "mtp.tokenizer.positions" };
+// under "mtp." but about the merged file, or (the alignment) about a file that the drafter is not in
+const char * const MTP_FILE_KEYS[] = {
+    "mtp.format.", "mtp.source.", "mtp.target.", MTP_KEY_SHARED, "mtp.tokenizer.positions", "mtp.general.alignment",
+};
 
 bool mtp_has_prefix(const std::string & s, const char * prefix) {
     return s.compare(0, std::strlen(prefix), prefix) == 0;
@@ -58,64 +63,146 @@ struct mtp_footer {
     uint64_t base_bytes;
     uint64_t heads_offset;
     uint64_t heads_bytes;
-    uint8_t  sha256[32];
+    uint8_t  sha256[32]; // for gguf-mtp: reading all of the heads twice would make loading slower
     uint32_t version;
-    uint32_t crc32; // for gguf-mtp; here the GGUF behind it has to make sense
+    uint32_t crc32;      // of all before
 };
 static_assert(sizeof(mtp_footer) == 72, "as the file has it");
 
 const char * const MTP_FOOTER_MAGIC = "GGUF-MTP";
 
-// where the drafter begins in a file of the tail layout; 0 for any other file
-uint64_t mtp_tail_offset(const std::string & path) {
+const uint64_t MTP_PAGE = 4096;
+
+uint32_t mtp_crc32(const void * data, size_t n) {
+    uint32_t crc = 0xffffffffu;
+    for (size_t i = 0; i < n; ++i) {
+        crc ^= ((const uint8_t *) data)[i];
+        for (int bit = 0; bit < 8; ++bit) {
+            crc = (crc >> 1) ^ (crc & 1 ? 0xedb88320u : 0);
+        }
+    }
+    return ~crc;
+}
+
+// where the drafter lies in a file of the tail layout; nothing of any other file
+struct mtp_window {
+    uint64_t begin = 0;
+    uint64_t end   = 0;
+};
+
+mtp_window mtp_find_tail(const std::string & path) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     const auto size = file.tellg();
     if (!file || size < (std::streamoff) sizeof(mtp_footer)) {
-        return 0;
+        return {};
     }
     mtp_footer footer;
     file.seekg(-(std::streamoff) sizeof(footer), std::ios::end);
     file.read((char *) &footer, sizeof(footer));
     if (!file || std::memcmp(footer.magic, MTP_FOOTER_MAGIC, sizeof(footer.magic)) != 0) {
-        return 0;
+        return {};
     }
+
+    auto require = [&](bool ok, const char * what) {
+        if (!ok) {
+            throw std::runtime_error(format("%s: the footer of its MTP heads is damaged: %s", path.c_str(), what));
+        }
+    };
     const uint64_t room = (uint64_t) size - sizeof(footer);
-    if (footer.version != MTP_FORMAT_VERSION || footer.heads_offset < footer.base_bytes ||
-            footer.heads_offset > room || footer.heads_bytes != room - footer.heads_offset) {
-        throw std::runtime_error(format("%s: the footer of its MTP heads is damaged, or of another version", path.c_str()));
-    }
-    return footer.heads_offset;
+    require(footer.crc32 == mtp_crc32(&footer, offsetof(mtp_footer, crc32)), "wrong checksum");
+    require(footer.version == MTP_FORMAT_VERSION, "another version, which needs other MTP patches");
+    require(footer.heads_offset <= room && footer.heads_bytes == room - footer.heads_offset, "the heads do not end where it begins");
+    require(footer.heads_offset % MTP_PAGE == 0 && footer.base_bytes <= footer.heads_offset &&
+            footer.heads_offset - footer.base_bytes < MTP_PAGE, "the heads do not begin at the page behind the base");
+
+    std::vector<char> padding(footer.heads_offset - footer.base_bytes);
+    file.seekg((std::streamoff) footer.base_bytes);
+    file.read(padding.data(), padding.size());
+    require(file && std::all_of(padding.begin(), padding.end(), [](char c) { return c == 0; }), "the padding before the heads is not zero");
+
+    return { footer.heads_offset, room };
+}
+
+void mtp_forget_tensors(llama_model_loader & ml) {
+    ml.weights_map.clear();
+    ml.n_elements = 0;
+    ml.n_bytes    = 0;
+}
+
+void mtp_add_tensor(llama_model_loader & ml, const llama_model_loader::llama_tensor_weight & weight) {
+    ml.n_elements += ggml_nelements(weight.tensor);
+    ml.n_bytes    += ggml_nbytes(weight.tensor);
+    ml.weights_map.emplace(ggml_get_name(weight.tensor), weight);
 }
 
 // let the loader see the drafter of the tail instead of the base
-void mtp_load_tail(llama_model_loader & ml, const std::string & path, uint64_t offset) {
+void mtp_load_tail(llama_model_loader & ml, const std::string & path, const mtp_window & window) {
     const std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path.c_str(), "rb"), fclose);
 #ifdef _WIN32
-    const bool at_heads = file && _fseeki64(file.get(), offset, SEEK_SET) == 0;
+    const bool at_heads = file && _fseeki64(file.get(), window.begin, SEEK_SET) == 0;
 #else
-    const bool at_heads = file && fseeko(file.get(), offset, SEEK_SET) == 0;
+    const bool at_heads = file && fseeko(file.get(), window.begin, SEEK_SET) == 0;
 #endif
     ggml_context * ctx = nullptr;
     gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ &ctx };
     gguf_context_ptr meta { at_heads ? gguf_init_from_file_ptr(file.get(), params) : nullptr };
     if (!meta) {
-        throw std::runtime_error(format("%s: the MTP heads at offset %llu cannot be read", path.c_str(), (unsigned long long) offset));
+        throw std::runtime_error(format("%s: the MTP heads at offset %llu cannot be read", path.c_str(), (unsigned long long) window.begin));
     }
 
+    mtp_forget_tensors(ml);
     ml.files.clear();
     ml.contexts.clear();
-    ml.weights_map.clear();
-    ml.n_elements = 0;
-    ml.n_bytes    = 0;
 
     ml.files.emplace_back(new llama_file(path.c_str(), "rb", ml.use_direct_io));
     ml.contexts.emplace_back(ctx);
     for (ggml_tensor * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
-        ml.n_elements += ggml_nelements(cur);
-        ml.n_bytes    += ggml_nbytes(cur);
-        ml.weights_map.emplace(ggml_get_name(cur), llama_model_loader::llama_tensor_weight(ml.files.back().get(), 0, meta.get(), cur));
+        const llama_model_loader::llama_tensor_weight weight(ml.files.back().get(), 0, meta.get(), cur);
+        if (weight.offs + ggml_nbytes(cur) > window.end) {
+            throw std::runtime_error(format("%s: tensor '%s' of the MTP heads ends behind them", path.c_str(), ggml_get_name(cur)));
+        }
+        mtp_add_tensor(ml, weight);
     }
     ml.metadata_ptr = std::move(meta);
+}
+
+// Values that llama.cpp takes for true: a wrong one would end the program. A key that is not there, or of another
+// type, is left to the loader.
+void mtp_check_values(const gguf_context * meta, const std::string & arch) {
+    auto require = [&](const char * name, uint32_t least, uint32_t most) {
+        const std::string key = arch + "." + name;
+        const int64_t id = gguf_find_key(meta, key.c_str());
+        if (id < 0 || gguf_get_kv_type(meta, id) != GGUF_TYPE_UINT32) {
+            return most;
+        }
+        const uint32_t value = gguf_get_val_u32(meta, id);
+        if (value < least || value > most) {
+            throw std::runtime_error(format("key %s of the MTP heads is %u, expected %u to %u", key.c_str(), value, least, most));
+        }
+        return value;
+    };
+    const uint32_t n_layer = require("block_count", 1, LLAMA_MAX_LAYERS);
+    require("nextn_predict_layers", n_layer, n_layer);
+    require("expert_count", 0, 0);
+
+    const int64_t id = gguf_find_key(meta, (arch + ".attention.layer_norm_rms_epsilon").c_str());
+    if (id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_FLOAT32 && !(gguf_get_val_f32(meta, id) >= 0.0f)) {
+        throw std::runtime_error(format("key %s of the MTP heads is %g, expected 0 or more", gguf_get_key(meta, id), gguf_get_val_f32(meta, id)));
+    }
+}
+
+// the kernels take any type that a tensor says it has, and end the program where they have none for it
+void mtp_check_types(const llama_model_loader & ml) {
+    for (const auto & it : ml.weights_map) {
+        const ggml_tensor * tensor = it.second.tensor;
+        const ggml_type type = tensor->type;
+        const bool is_float  = type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+        const bool is_matrix = ggml_n_dims(tensor) > 1;
+        if (it.first != "masked_embd_ordering" && !(is_matrix ? is_float || ggml_is_quantized(type) : type == GGML_TYPE_F32)) {
+            throw std::runtime_error(format("tensor '%s' of the MTP heads: type is %s, expected %s", it.first.c_str(),
+                        ggml_type_name(type), is_matrix ? "floats or a quantized type" : "f32"));
+        }
+    }
 }
 
 // from here on the loader's metadata are the drafter's
@@ -128,6 +215,12 @@ void mtp_use_drafter(llama_model_loader & ml) {
         ml.arch_name = gguf_get_val_str(ml.metadata, id);
     }
     ml.llm_kv = LLM_KV(llm_arch_from_string(ml.arch_name));
+    if (ml.get_arch() != LLM_ARCH_GEMMA4_ASSISTANT) {
+        throw std::runtime_error(format("the MTP heads have the architecture '%s', expected '%s'",
+                    ml.arch_name.c_str(), llm_arch_name(LLM_ARCH_GEMMA4_ASSISTANT)));
+    }
+    mtp_check_values(ml.metadata, ml.arch_name);
+    mtp_check_types(ml);
 
     // the base has mapped this file already: mapping it again would prefetch all of it for a few percent
     ml.use_mmap = false;
@@ -177,6 +270,9 @@ gguf_context_ptr mtp_drafter_metadata(const gguf_context * meta) {
     for (int64_t id = 0; id < gguf_get_n_kv(meta); ++id) {
         const char * key = gguf_get_key(meta, id);
         if (mtp_is_drafter_key(key)) {
+            if (key[std::strlen(MTP_PREFIX)] == 0) {
+                throw std::runtime_error(format("key '%s' of the MTP heads has no name", key));
+            }
             mtp_copy_key(res.get(), key + std::strlen(MTP_PREFIX), meta, id);
         } else if (shared && mtp_has_prefix(key, "tokenizer.")) {
             mtp_copy_key(res.get(), key, meta, id);
@@ -201,12 +297,13 @@ llama_mtp_source::llama_mtp_source(const std::string & name) : path(name) {
 
 void llama_mtp_source::narrow(llama_model_loader & ml) const {
     if (!mtp_is_merged(ml.metadata)) {
-        const uint64_t tail = part == DRAFTER ? mtp_tail_offset(path) : 0;
-        if (tail > 0) {
+        if (part == DRAFTER) {
+            const mtp_window tail = mtp_find_tail(path);
+            if (tail.end == 0) {
+                throw std::runtime_error(format("%s carries no MTP heads (no key %s)", path.c_str(), MTP_KEY_VERSION));
+            }
             mtp_load_tail(ml, path, tail);
             mtp_use_drafter(ml);
-        } else if (part == DRAFTER) {
-            throw std::runtime_error(format("%s carries no MTP heads (no key %s)", path.c_str(), MTP_KEY_VERSION));
         }
         return;
     }
@@ -214,22 +311,17 @@ void llama_mtp_source::narrow(llama_model_loader & ml) const {
         return;
     }
 
-    auto all = std::move(ml.weights_map);
-    ml.weights_map.clear();
-    ml.n_elements = 0;
-    ml.n_bytes    = 0;
-
-    for (auto & it : all) {
+    const auto all = std::move(ml.weights_map);
+    mtp_forget_tensors(ml);
+    for (const auto & it : all) {
         const bool of_drafter = mtp_has_prefix(it.first, MTP_PREFIX);
         if (of_drafter != (part == DRAFTER)) {
             continue;
         }
-        ggml_tensor * tensor = it.second.tensor;
-        const std::string name = of_drafter ? it.first.substr(std::strlen(MTP_PREFIX)) : it.first;
-        ggml_set_name(tensor, name.c_str());
-        ml.n_elements += ggml_nelements(tensor);
-        ml.n_bytes    += ggml_nbytes(tensor);
-        ml.weights_map.emplace(name, it.second);
+        if (of_drafter) {
+            ggml_set_name(it.second.tensor, it.first.substr(std::strlen(MTP_PREFIX)).c_str());
+        }
+        mtp_add_tensor(ml, it.second);
     }
 
     if (part == DRAFTER) {
@@ -241,7 +333,7 @@ void llama_mtp_source::narrow(llama_model_loader & ml) const {
 bool llama_mtp_file_has_heads(const char * path_model) {
     const struct gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
     try {
-        if (mtp_tail_offset(path_model) > 0) {
+        if (mtp_find_tail(path_model).end > 0) {
             return true;
         }
     } catch (const std::exception &) {

@@ -3,20 +3,57 @@
 #include "llama-model-loader.h"
 
 #include <cmath>
+#include <stdexcept>
+#include <vector>
 
 namespace {
 
 // fallback where a file has the head's tensors but not this key: the value of Google's E2B and E4B checkpoints
 const uint32_t ORDERED_HEAD_TOP_K = 32;
 
+// the key's place in the file; -1 where it is not there
+int64_t find_key(const gguf_context * meta, const char * key, gguf_type type) {
+    const int64_t id = gguf_find_key(meta, key);
+    if (id >= 0 && gguf_get_kv_type(meta, id) != type) {
+        throw std::runtime_error(format("key %s: type is %s, expected %s", key,
+                    gguf_type_name(gguf_get_kv_type(meta, id)), gguf_type_name(type)));
+    }
+    return id;
+}
+
 uint32_t ordered_head_top_k(const gguf_context * meta) {
-    const int64_t id = gguf_find_key(meta, "gemma4-assistant.masked_embd.top_k");
-    return id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(meta, id) : ORDERED_HEAD_TOP_K;
+    const int64_t id = find_key(meta, "gemma4-assistant.masked_embd.top_k", GGUF_TYPE_UINT32);
+    return id >= 0 ? gguf_get_val_u32(meta, id) : ORDERED_HEAD_TOP_K;
 }
 
 bool ordered_head_rows_sorted(const gguf_context * meta) {
-    const int64_t id = gguf_find_key(meta, "gemma4-assistant.masked_embd.rows_sorted");
-    return id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_BOOL && gguf_get_val_bool(meta, id);
+    const int64_t id = find_key(meta, "gemma4-assistant.masked_embd.rows_sorted", GGUF_TYPE_BOOL);
+    return id >= 0 && gguf_get_val_bool(meta, id);
+}
+
+// Each entry is an index into rows and logits, in every draft: they are looked at once, here.
+void check_ordering(llama_model_loader & ml, int64_t n_vocab) {
+    const auto & weight = ml.require_weight("masked_embd_ordering");
+    if (weight.tensor->type != GGML_TYPE_I32) {
+        throw std::runtime_error(format("masked_embd_ordering: type is %s, expected i32", ggml_type_name(weight.tensor->type)));
+    }
+    if (ml.files.empty()) {
+        return; // the application supplies the tensors' data
+    }
+
+    std::vector<int32_t> ids(n_vocab);
+    auto & file = ml.files.at(weight.idx);
+    file->seek(weight.offs, SEEK_SET);
+    file->read_raw(ids.data(), ids.size()*sizeof(ids[0]));
+
+    std::vector<bool> seen(n_vocab);
+    for (int64_t i = 0; i < n_vocab; ++i) {
+        if (ids[i] < 0 || ids[i] >= n_vocab || seen[ids[i]]) {
+            throw std::runtime_error(format("masked_embd_ordering: entry %lld is %d, expected every token from 0 to %lld once",
+                        (long long) i, ids[i], (long long) n_vocab - 1));
+        }
+        seen[ids[i]] = true;
+    }
 }
 
 } // namespace
@@ -47,6 +84,7 @@ bool llama_model_gemma4_assistant::load_ordered_head() {
     // sorted rows are multiplied by id, unsorted ones are gathered: each needs a buffer whose backend can do that
     head.rows        = create_tensor(tn(head.rows_sorted ? LLM_TENSOR_MASKED_EMBD_ROWS : LLM_TENSOR_TOKEN_EMBD, "weight"),
                                      { n_embd, n_vocab }, 0);
+    check_ordering(*ml, n_vocab);
 
     tok_embd = head.rows;
     output   = head.rows;
