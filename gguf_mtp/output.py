@@ -135,9 +135,8 @@ class OutputFile(Target):
     def finish(self) -> None:
         """Put all on the medium: from here on the file only lacks its name. Raises OutputError,
         also where the file system reports when closing that writing failed."""
-        if self._open:
-            self.sync()
-            self._close_descriptor()
+        self.sync()
+        self._close_descriptor()
 
     def _close_descriptor(self) -> None:
         if self._open:
@@ -154,11 +153,6 @@ class OutputFile(Target):
         except OSError as error:
             raise self._failure("rename", error) from error
         self._discard.detach()
-
-    def publish(self) -> None:
-        """`finish`, and `publish_all` of this file alone."""
-        self.finish()
-        publish_all((self,))
 
     def close(self) -> None:
         # What is thrown away need not be whole.
