@@ -34,6 +34,17 @@ def output_path(given: Path, base: Path, half: Half, outtype: str | None) -> Pat
     return given.with_name(_FIELD.sub(fill, given.name)) if given.name else given
 
 
+def split_names(path: Path) -> tuple[str, str]:
+    """What `split` calls base and heads of the merged file `path` in a directory.
+
+    The heads' name begins with ``mtp-``, by which llama.cpp's downloads find them beside a base
+    (GGUF specification, naming convention).
+    """
+    whole = path.name.removesuffix(".gguf")
+    stem = whole.removesuffix("-mtp")
+    return f"{stem}.gguf" if stem != whole else f"{stem}-base.gguf", f"mtp-{stem}.gguf"
+
+
 def _type_name(number: object) -> str:
     # Imported here: it takes longer than appending heads to a file.
     from gguf.constants import LlamaFileType

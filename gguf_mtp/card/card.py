@@ -19,6 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from gguf_mtp import __version__
 from gguf_mtp.card.runtimes import RUNTIMES
 from gguf_mtp.errors import FormatError
+from gguf_mtp.naming import split_names
 from gguf_mtp.report import badge, common
 from gguf_mtp.report.node import Node
 from gguf_mtp.report.validation import view
@@ -146,14 +147,6 @@ def _came_from(said: Mapping[str, Any], side: str) -> str:
         ]
         text = f"{text}: {', '.join(pairs)}"
     return text
-
-
-def split_names(path: Path) -> tuple[str, str]:
-    """What `split` calls base and heads: the sidecar begins with ``mtp-``, which llama.cpp's
-    downloads look for (GGUF specification, naming convention)."""
-    whole = path.name.removesuffix(".gguf")
-    stem = whole.removesuffix("-mtp")
-    return f"{stem}.gguf" if stem != whole else f"{stem}-base.gguf", f"mtp-{stem}.gguf"
 
 
 def _commands(facts: Facts) -> list[dict[str, Any]]:

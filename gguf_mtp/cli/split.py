@@ -11,13 +11,22 @@ from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes, print_notes
 from gguf_mtp.drafters.dialects import UPSTREAM, WRITABLE
 from gguf_mtp.errors import OutputError
+from gguf_mtp.naming import split_names
 from gguf_mtp.writer import bytes_to_read
 
 
 @click.command()
 @click.argument("merged", type=click.Path(path_type=Path))
-@click.option("--base-out", type=click.Path(path_type=Path), help="Where to write the base.")
-@click.option("--heads-out", type=click.Path(path_type=Path), help="Where to write the heads.")
+@click.option(
+    "--base-out",
+    type=click.Path(path_type=Path),
+    help="Where to write the base: a file, or a directory.",
+)
+@click.option(
+    "--heads-out",
+    type=click.Path(path_type=Path),
+    help="Where to write the heads: a file, or a directory.",
+)
 @click.option(
     "--dialect",
     type=click.Choice(WRITABLE),
@@ -42,7 +51,8 @@ def command(
     The base is the file that was merged, byte for byte, and one file also where that came in parts.
     The heads are a gemma4-assistant GGUF that
     an unpatched llama.cpp runs with -md; merging the two again gives the same bytes. Other programs
-    want other names: --dialect.
+    want other names: --dialect. In a directory the heads are called mtp-NAME.gguf, as llama.cpp
+    looks for them beside a base.
 
     \b
     Example:
@@ -50,6 +60,11 @@ def command(
     """
     if base_out is None and heads_out is None:
         raise click.UsageError("give --base-out, --heads-out or both")
+    base_name, heads_name = split_names(merged)
+    if base_out is not None and base_out.is_dir():
+        base_out /= base_name
+    if heads_out is not None and heads_out.is_dir():
+        heads_out /= heads_name
     if (
         base_out is not None
         and heads_out is not None
