@@ -19,7 +19,8 @@ COMMIT = "1" * 40
 class Hub:
     """`files` by (repository, commit) and name; `revisions` by name. Faults: `status` for every
     request to a repository, `cut_after` bytes of a body's connection (once for each entry),
-    `lies` about hashes by file name. `seen` are the requests: method, path, range."""
+    `lies` about hashes by file name. Large files are sent from `storage`, another hub, if set, as
+    the real one does. `seen` are the requests, `tokens` their authorization."""
 
     url: str = ""
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
@@ -28,7 +29,9 @@ class Hub:
     token: str | None = None
     cut_after: list[int] = field(default_factory=list)
     lies: dict[str, str] = field(default_factory=dict)
+    storage: "Hub | None" = None
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
 
     def add(self, repo: str, directory: Path, commit: str = COMMIT) -> None:
         found = {
@@ -99,6 +102,7 @@ def serve() -> Iterator[Hub]:
 def _answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:
     path = unquote(urlsplit(request.path).path).lstrip("/")
     hub.seen.append((request.command, path, request.headers.get("Range")))
+    hub.tokens.append(request.headers.get("Authorization"))
     listing = path.startswith("api/models/")
     parts = path.removeprefix("api/models/").split("/")
     repo, rest = "/".join(parts[:2]), parts[2:]
@@ -119,6 +123,19 @@ def _answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:
     name = "/".join(rest[2:])
     if rest[:1] != ["resolve"] or name not in files:
         return _refuse(request, 404, "EntryNotFound")
+    if hub.storage is not None and name.endswith(LARGE):
+        # The client reads size and hash off this answer, and follows it for the bytes.
+        return _send(
+            request,
+            b"",
+            302,
+            {
+                "Location": f"{hub.storage.url}/{path}",
+                "X-Linked-Size": str(len(files[name])),
+                "X-Linked-Etag": f'"{hub.sha256(name, files[name])}"',
+                "X-Repo-Commit": commit,
+            },
+        )
     return _send_file(request, hub, name, files[name], commit)
 
 

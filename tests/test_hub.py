@@ -275,6 +275,31 @@ def test_the_token_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_path("o/r", BASE).read_bytes() == b"x"
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_storage_elsewhere_gets_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 2048
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serve() as storage:
+        hub.token, hub.storage, storage.cut_after = "hf_secret", storage, [200_000]
+        for one in (hub, storage):
+            one.put("o/r", "x.gguf", data)
+        assert local_path("o/r", BASE).read_bytes() == data
+        assert offsets(storage) == [3 << 16]
+        assert set(storage.tokens) == {None}
+
+
+def test_offline_with_a_part_of_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put("o/r", "x.gguf", b"x")
+    hub.put("o/r", "y.gguf", b"y")
+    local_path("hf://o/r/x.gguf", BASE)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    message = r"y\.gguf: no such file in the repository.* \(cannot reach .* cache was seen"
+    with pytest.raises(FetchError, match=message):
+        local_path("hf://o/r/y.gguf", BASE)
+
+
 def test_space_is_checked_first(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.put("o/r", "x.gguf", b"x" * 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 999}))

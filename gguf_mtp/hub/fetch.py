@@ -44,14 +44,22 @@ def fetch(reference: Reference, role: str, source: str, *, quiet: bool) -> Path:
     """The directory of a checkpoint, or the file, that `reference` names, with all of its files
     present. `source` is what the user wrote. Raises as `local_path`."""
     repository = _Repository(_client(source), reference, source, quiet=quiet)
-    names = list(repository.files)
+    try:
+        return _fetch(repository, role)
+    except FetchError as error:
+        if repository.offline:
+            raise FetchError(f"{error} ({repository.offline}: only the cache was seen)") from None
+        raise
+
+
+def _fetch(repository: _Repository, role: str) -> Path:
+    reference, names = repository.reference, list(repository.files)
     if reference.file is not None:
         wanted = select.one_file(reference, names)
     elif not select.is_checkpoint(names):
         wanted = select.only_model(reference, names, role)
     else:
-        beside = select.checkpoint_files(names)
-        paths = repository.get(beside)
+        paths = repository.get(select.checkpoint_files(names))
         index = paths.get(INDEX)
         weight_map = None if index is None else read_object(index).get("weight_map", {})
         repository.get(select.weights(reference, names, weight_map))
@@ -90,6 +98,7 @@ class _Repository:
         self.cache = Path(os.environ.get("HF_HUB_CACHE") or client.constants.HF_HUB_CACHE)
         self.folder = self.cache / f"models--{self.reference.repo.replace('/', '--')}"
         self.bars = not quiet and sys.stderr.isatty()
+        self.offline = ""  # why the hub could not be asked
         self._listing = self._list()
         self.files = self._listing.files
 
@@ -108,6 +117,7 @@ class _Repository:
                     f"{self.source}: cannot reach {self.endpoint} ({_line(error)}), and it is not "
                     f"in the cache, {self.cache}"
                 ) from None
+            self.offline = f"cannot reach {self.endpoint}"
             return cached
         files = {file.rfilename: _expected(file) for file in info.siblings or []}
         return _Listing(str(info.sha), files)
