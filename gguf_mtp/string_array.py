@@ -38,8 +38,8 @@ def encode_strings(values: Sequence[str]) -> bytes:
 
 
 def whole_strings(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
-    """How many strings, `limit` at most, lie whole in `buffer` from `begin` on, and where they end;
-    none only where the first one does not.
+    """Some of the strings that lie whole in `buffer` from `begin` on: how many, up to `limit`, and
+    where they end; none only where not even the first one does.
 
     In long arrays those that follow each other are passed all at once (see `_runs`).
     """

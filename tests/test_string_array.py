@@ -31,13 +31,24 @@ def test_what_is_no_unicode_is_refused(code: int) -> None:
         encode_strings(["fine", f"a{chr(code)}"])
 
 
+def measured(buffer: bytes, begin: int, limit: int) -> tuple[int, int]:
+    """What `whole_strings` finds when it is asked until it finds no more."""
+    count, at = 0, begin
+    while count < limit:
+        step, at = whole_strings(buffer, at, limit - count)
+        if not step:
+            break
+        count += step
+    return count, at
+
+
 @given(st.lists(TEXTS, max_size=12), st.binary(max_size=9), st.integers(0, 12), st.data())
 @example(["a"] * 12, b"\x01\0\0\0\0\0\0\0b", 12, None)
 @settings(max_examples=300, deadline=None)
 def test_measuring(values: list[str], rest: bytes, begin: int, data: st.DataObject | None) -> None:
     items = one_by_one(values)
     whole = bytes(begin) + b"".join(items) + rest
-    assert whole_strings(whole, begin, len(items)) == (len(items), len(whole) - len(rest))
+    assert measured(whole, begin, len(items)) == (len(items), len(whole) - len(rest))
     cut = len(whole) if data is None else data.draw(st.integers(begin, len(whole) - len(rest)))
     ends = [begin]
     for item in items:
@@ -45,16 +56,11 @@ def test_measuring(values: list[str], rest: bytes, begin: int, data: st.DataObje
             ends.append(ends[-1] + len(item))
         else:
             break
-    assert whole_strings(whole[:cut], begin, len(items)) == (len(ends) - 1, ends[-1])
+    assert measured(whole[:cut], begin, len(items)) == (len(ends) - 1, ends[-1])
 
 
 @pytest.mark.parametrize("text", ["", "token", "x" * 1000])
 def test_more_than_is_searched_at_a_time(text: str) -> None:
     count = 3 * SEARCHED_BYTES // (8 + len(text))
     encoded = encode_strings([text] * count)
-    at = passed = 0
-    while passed < count:
-        step, at = whole_strings(encoded, at, count - passed)
-        assert step
-        passed += step
-    assert at == len(encoded)
+    assert measured(encoded, 0, count) == (count, len(encoded))
