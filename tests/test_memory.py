@@ -17,12 +17,13 @@ from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from gguf_mtp.api import convert
 base, heads, out, outtype = sys.argv[1:]
 convert(Path(base), Path(heads), Path(out), outtype=outtype)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# ru_maxrss would count the process that started this one, until exec.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1] + "000")
 """
 
 

@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import tiny
-from gguf_mtp import pipeline, quantized
+from gguf_mtp import pipeline
 from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import OutputError, RuntimeUnavailable, UnsupportedError
 from gguf_mtp.output import TEMP_SUFFIX
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
+from gguf_mtp.runtime import quantize as runtime
 from gguf_mtp.writer import bytes_to_read, write_file
 from llama_programs import programs
 
@@ -191,8 +192,8 @@ def test_nothing_remains_of_a_failed_quantization(
         out.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(quantized, "require_library", lambda: None)
-    monkeypatch.setattr(quantized, "quantize", fail)
+    monkeypatch.setattr(runtime, "require_library", lambda: None)
+    monkeypatch.setattr(runtime, "quantize", fail)
     with pytest.raises(type(error)):
         convert(tiny_target, tiny_drafter, tmp_path / "m.gguf", outtype="q4_k_m")
     assert len(seen) == 1
