@@ -32,7 +32,7 @@ def make_inputs(root: Path) -> Inputs:
     target = tiny.write_target(root / "target")
     drafter = tiny.write_drafter(root / "drafter")
     base, heads, merged, tail = (root / f"{name}.gguf" for name in ("b", "h", "merged", "tail"))
-    convert(target, drafter, merged)
+    convert(target, drafter, merged, outtype="f32", heads_type="f32")
     split(merged, base, heads)
     shutil.copyfile(base, tail)
     attach(tail, heads)

@@ -348,7 +348,7 @@ def _key_cases(pair: Sound) -> Iterator[Case]:
         ("embedding_length", "key not found in model: gemma4-assistant.embedding_length"),
         ("embedding_length_out", "requires embedding_length_out"),
         ("attention.head_count", "'blk.0.attn_q.weight' has wrong shape"),
-        ("attention.key_length", "key not found in model: gemma4-assistant.attention.key_length"),
+        ("attention.key_length", "'blk.1.attn_q.weight' has wrong shape"),
         ("attention.sliding_window_pattern", "array key not found in model"),
         ("attention.layer_norm_rms_epsilon", "key not found in model"),
         ("nextn_predict_layers", "wrong number of tensors"),
@@ -661,7 +661,7 @@ def _tail_cases(pair: Sound) -> Iterator[Case]:
         ("heads-0", "the heads do not end where it begins", {"heads": 0}),
         (
             "offset-0",
-            "the heads do not begin at the page",
+            "the MTP heads have the architecture 'gemma4'",
             {"offset": 0, "base": 0, "heads": len(body)},
         ),
         ("offset-past-the-end", "the heads do not end where it begins", {"offset": huge}),

@@ -173,7 +173,7 @@ void mtp_check_values(const gguf_context * meta, const std::string & arch) {
         const std::string key = arch + "." + name;
         const int64_t id = gguf_find_key(meta, key.c_str());
         if (id < 0 || gguf_get_kv_type(meta, id) != GGUF_TYPE_UINT32) {
-            return most;
+            return 0u;
         }
         const uint32_t value = gguf_get_val_u32(meta, id);
         if (value < least || value > most) {
@@ -182,7 +182,9 @@ void mtp_check_values(const gguf_context * meta, const std::string & arch) {
         return value;
     };
     const uint32_t n_layer = require("block_count", 1, LLAMA_MAX_LAYERS);
-    require("nextn_predict_layers", n_layer, n_layer);
+    if (n_layer > 0) {
+        require("nextn_predict_layers", n_layer, n_layer);
+    }
     require("expert_count", 0, 0);
 
     const int64_t id = gguf_find_key(meta, (arch + ".attention.layer_norm_rms_epsilon").c_str());
