@@ -67,7 +67,7 @@ CASES = (
     Case("convert-tail", f"{_CONVERT} --layout tail -o {{out}}/m.gguf"),
     Case(
         "convert-parts",
-        f"{_CONVERT} --split-max-size 300K -o {{out}}/m.gguf",
+        f"{_CONVERT} --split-max-size 600K -o {{out}}/m.gguf",
         frozenset({"m-00001-of-00003.gguf"}),
     ),
     Case(
