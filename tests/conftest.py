@@ -1,5 +1,6 @@
 """Shared fixtures: the trained pair, tiny random pairs, and merged files made from them."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ import pytest
 import tiny
 from gguf_mtp.api import convert
 from pair_files import Files, take_apart
+
+# Where a shell has put the tests into the background they ignore SIGINT, and so would the programs
+# that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "gemma4-tiny"
 
