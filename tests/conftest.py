@@ -9,9 +9,10 @@ import tiny
 from gguf_mtp.api import convert
 from pair_files import Files, take_apart
 
-# Where a shell has put the tests into the background they ignore SIGINT, and so would the programs
-# that they start and interrupt.
+# In the background or under nohup the tests ignore these, and so would the programs that they start
+# and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "gemma4-tiny"
 
