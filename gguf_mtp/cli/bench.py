@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
+from gguf_mtp.cli import shared
 from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.cli.show import wide_console
 from gguf_mtp.report import render
-from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions
 from gguf_mtp.runtime.library import load_library
 from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.validate.bench import bench
@@ -24,9 +25,7 @@ from gguf_mtp.validate.saved import ReportFile
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--heads", type=click.Path(path_type=Path), help="A drafter GGUF, where MODEL has no heads."
-)
+@shared.heads
 @click.option(
     "--n-max",
     default=5,
@@ -37,20 +36,8 @@ from gguf_mtp.validate.saved import ReportFile
 @click.option(
     "--n-predict", default=64, show_default=True, type=click.IntRange(2), help="Tokens a prompt."
 )
-@click.option(
-    "--n-prompts",
-    default=8,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Prompts taken, in turns from each set.",
-)
-@click.option(
-    "--prompts",
-    "prompt_sets",
-    multiple=True,
-    metavar="FILE|NAME",
-    help="A shipped set or a JSON-lines file; repeatable. Default: all sets.",
-)
+@shared.n_prompts
+@shared.prompt_sets
 @click.option(
     "--repetitions", default=3, show_default=True, type=click.IntRange(1), help="Of everything."
 )
@@ -61,34 +48,17 @@ from gguf_mtp.validate.saved import ReportFile
     metavar="FILE",
     help="Also write it, as JSON, to FILE; an earlier one there is removed first.",
 )
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write it as a page to read, in the same way.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
-@click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed.")
-@click.option(
-    "--kv-type",
-    default="f16",
-    show_default=True,
-    type=click.Choice(list(KV_TYPES)),
-    help="KV cache type.",
-)
-@click.option(
-    "--flash-attn",
-    default="auto",
-    show_default=True,
-    type=click.Choice(list(FLASH_ATTN)),
-    help="Flash attention.",
-)
-@click.option("--device", help="A device of the library, or cpu. Default: all it has.")
-@click.option("--gpu-layers", default=-1, type=click.IntRange(-1), help="Layers to offload.")
-@click.option("--chat", is_flag=True, help="Wrap prompts in Gemma 4's turn markup.")
-@click.option("--ignore-end", is_flag=True, help="Decode on past end-of-text tokens.")
-@click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
-@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+@shared.html
+@shared.threads
+@shared.n_ctx
+@shared.kv_type
+@shared.flash_attn
+@shared.device
+@shared.gpu_layers
+@shared.chat
+@shared.ignore_end
+@shared.exact
+@shared.verbose
 @click.pass_context
 def command(
     ctx: click.Context,

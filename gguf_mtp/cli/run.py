@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
+from gguf_mtp.cli import shared
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions
 from gguf_mtp.runtime.generate import DEFAULT_DRAFTS, STOPPED, Generation, MtpModel, Statistics
 from gguf_mtp.runtime.library import load_library
 
@@ -69,31 +70,17 @@ class _Shown:
 )
 @click.option("--no-mtp", is_flag=True, help="Decode without drafts.")
 @click.option("--show-drafts", is_flag=True, help="Underline what the heads guessed.")
-@click.option(
-    "--heads", type=click.Path(path_type=Path), help="A drafter GGUF, where MODEL has no heads."
-)
-@click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
+@shared.heads
+@shared.threads
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context. Default: up to 4096.")
-@click.option(
-    "--kv-type",
-    default="f16",
-    show_default=True,
-    type=click.Choice(list(KV_TYPES)),
-    help="KV cache type.",
-)
-@click.option(
-    "--flash-attn",
-    default="auto",
-    show_default=True,
-    type=click.Choice(list(FLASH_ATTN)),
-    help="Flash attention.",
-)
-@click.option("--device", help="A device of the library, or cpu. Default: all it has.")
-@click.option("--gpu-layers", default=-1, type=click.IntRange(-1), help="Layers to offload.")
-@click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
+@shared.kv_type
+@shared.flash_attn
+@shared.device
+@shared.gpu_layers
+@shared.exact
 @click.option("-q", "--quiet", is_flag=True, help="Print no figures behind the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print text and figures as JSON.")
-@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+@shared.verbose
 @click.pass_context
 def command(
     ctx: click.Context,

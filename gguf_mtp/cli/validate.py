@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from gguf_mtp.cli import shared
 from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.report import badges, render
-from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES, MAX_OUTPUTS, ModelOptions
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions
 from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY, load_library
 from gguf_mtp.runtime.sampling import RULES
 from gguf_mtp.validate.backends import (
@@ -63,12 +64,7 @@ def _parse_claims(
     metavar="FILE",
     help="Also write the report, as JSON, to FILE; an earlier one there is removed first.",
 )
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write it as a page to read, in the same way.",
-)
+@shared.html
 @click.option("--badge", "as_badge", is_flag=True, help="Print a line of Markdown at the end.")
 @click.option(
     "--n-max",
@@ -84,20 +80,8 @@ def _parse_claims(
     type=click.IntRange(2),
     help="Tokens decoded a prompt.",
 )
-@click.option(
-    "--n-prompts",
-    default=8,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Prompts taken, in turns from each set.",
-)
-@click.option(
-    "--prompts",
-    "prompt_sets",
-    multiple=True,
-    metavar="FILE|NAME",
-    help="A shipped set or a JSON-lines file; repeatable. Default: all sets.",
-)
+@shared.n_prompts
+@shared.prompt_sets
 @click.option(
     "--claim",
     "claims",
@@ -146,22 +130,10 @@ def _parse_claims(
 @click.option(
     "--exact", is_flag=True, help="Use the recorded exact build, in the cheapest exact setting."
 )
-@click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
-@click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed.")
-@click.option(
-    "--kv-type",
-    default="f16",
-    show_default=True,
-    type=click.Choice(list(KV_TYPES)),
-    help="KV cache type.",
-)
-@click.option(
-    "--flash-attn",
-    default="auto",
-    show_default=True,
-    type=click.Choice(list(FLASH_ATTN)),
-    help="Flash attention.",
-)
+@shared.threads
+@shared.n_ctx
+@shared.kv_type
+@shared.flash_attn
 @click.option(
     "--backend",
     type=click.Choice([*BACKENDS, ALL_BACKENDS]),
@@ -183,9 +155,9 @@ def _parse_claims(
     help="Layers to offload; -1 is all.",
 )
 @click.option("--no-repack", is_flag=True, help="Keep weights as stored (no repacked buffers).")
-@click.option("--chat", is_flag=True, help="Wrap prompts in Gemma 4's turn markup.")
-@click.option("--ignore-end", is_flag=True, help="Decode on past end-of-text tokens.")
-@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+@shared.chat
+@shared.ignore_end
+@shared.verbose
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -1,0 +1,64 @@
+"""Options that several verbs have: one definition each, so that they mean and say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES
+
+# Of the verbs that run models.
+threads = click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
+kv_type = click.option(
+    "--kv-type",
+    default="f16",
+    show_default=True,
+    type=click.Choice(list(KV_TYPES)),
+    help="KV cache type.",
+)
+flash_attn = click.option(
+    "--flash-attn",
+    default="auto",
+    show_default=True,
+    type=click.Choice(list(FLASH_ATTN)),
+    help="Flash attention.",
+)
+verbose = click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+
+# Of those that run them on the default devices of one library.
+heads = click.option(
+    "--heads", type=click.Path(path_type=Path), help="A drafter GGUF, where MODEL has no heads."
+)
+device = click.option("--device", help="A device of the library, or cpu. Default: all it has.")
+gpu_layers = click.option(
+    "--gpu-layers", default=-1, type=click.IntRange(-1), help="Layers to offload."
+)
+exact = click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
+
+# Of those that measure over prompts and report.
+n_prompts = click.option(
+    "--n-prompts",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Prompts taken, in turns from each set.",
+)
+prompt_sets = click.option(
+    "--prompts",
+    "prompt_sets",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="A shipped set or a JSON-lines file; repeatable. Default: all sets.",
+)
+html = click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write it as a page to read, in the same way.",
+)
+n_ctx = click.option(
+    "--ctx", "n_ctx", type=click.IntRange(8), help="Context size. Default: as needed."
+)
+chat = click.option("--chat", is_flag=True, help="Wrap prompts in Gemma 4's turn markup.")
+ignore_end = click.option("--ignore-end", is_flag=True, help="Decode on past end-of-text tokens.")
