@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.cli.show import wide_console
 from gguf_mtp.report import render
-from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions, half_the_cpus
 from gguf_mtp.runtime.library import load_library
 from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.validate.bench import bench
@@ -103,7 +102,7 @@ def command(
         n_max=n_max,
         n_predict=n_predict,
         n_ctx=n_ctx,
-        n_threads=threads or max(1, (os.cpu_count() or 1) // 2),
+        n_threads=threads or half_the_cpus(),
         kv_type=kv_type,
         flash_attn=flash_attn,
         exact=exact,

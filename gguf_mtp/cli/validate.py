@@ -13,7 +13,7 @@ from gguf_mtp.cli import shared
 from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.report import badges, render
-from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions, half_the_cpus
 from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY, load_library
 from gguf_mtp.runtime.sampling import RULES
 from gguf_mtp.validate.backends import (
@@ -245,7 +245,7 @@ def command(
         n_max=n_max,
         n_predict=n_predict,
         n_ctx=n_ctx,
-        n_threads=threads or max(1, (os.cpu_count() or 1) // 2),
+        n_threads=threads or half_the_cpus(),
         kv_type=kv_type,
         flash_attn=flash_attn,
         exact=exact,

@@ -34,6 +34,11 @@ MAX_OUTPUTS = 32
 ALL_LAYERS = 0x7FFFFFFF
 
 
+def half_the_cpus() -> int:
+    """The threads that decoding gets where none are named."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """How weights are loaded: layers to offload (-1: all), device names, repacked CPU buffers."""

@@ -24,7 +24,14 @@ import numpy as np
 
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import RuntimeUnavailable
-from gguf_mtp.runtime.bindings import MAX_OUTPUTS, Context, ContextOptions, ModelOptions, Row
+from gguf_mtp.runtime.bindings import (
+    MAX_OUTPUTS,
+    Context,
+    ContextOptions,
+    ModelOptions,
+    Row,
+    half_the_cpus,
+)
 from gguf_mtp.runtime.library import Library, load_library
 from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.runtime.sampling import (
@@ -232,7 +239,7 @@ class MtpModel(Closing):
             self._contexts = self.pair.contexts(
                 ContextOptions(
                     n_ctx=n_ctx or min(DEFAULT_CONTEXT, self.pair.base.n_ctx_train),
-                    n_threads=n_threads or max(1, (os.cpu_count() or 1) // 2),
+                    n_threads=n_threads or half_the_cpus(),
                     kv_type=kv_type,
                     flash_attn=flash_attn,
                 )
