@@ -23,8 +23,9 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 SOURCE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-# Values handled at a time: the scratch of one pass stays in a core's own cache.
-PASS_VALUES = 1 << 16
+# Values handled at a time. Threads take turns in the interpreter between numpy's calls: with passes
+# of a quarter of this, two of them did no more than one.
+PASS_VALUES = 1 << 18
 BLOCK_VALUES = 32  # of Q8_0 and Q4_0
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 # As bits of BF16: the magnitudes from the first on and below the second are normal numbers of F16.

@@ -22,7 +22,7 @@ from gguf_mtp.output import Target
 from gguf_mtp.plan import Slot
 from gguf_mtp.readers.source import SourceFile, TensorRef
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 21
 # Output rows gathered at a time where rows are reordered: a drafter's embedding in one go.
 GATHERED_BYTES = 1 << 27
 MAX_THREADS = 8
@@ -132,7 +132,7 @@ def _jobs(slots: Iterable[Slot]) -> Iterator[_Chunk]:
     order = {file: at for at, file in enumerate(dict.fromkeys(ref.file for _, ref in spans))}
     for slot, ref in sorted(spans, key=lambda span: (order[span[1].file], span[1].offset)):
         if slot.tensor.rows is None:
-            # One MiB holds whole blocks of every type.
+            # A chunk holds whole blocks of every type.
             for begin in range(0, ref.nbytes, CHUNK_BYTES):
                 yield _Chunk(slot, ref, begin, min(CHUNK_BYTES, ref.nbytes - begin))
 
