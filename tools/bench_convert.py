@@ -97,21 +97,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     root = options.dir / f"{options.size}-{layers}"
     if not root.exists():
         making = root.with_name(f".{root.name}.{os.getpid()}")
-        # In a process of its own: a child's peak memory counts what its parent had when it started.
-        maker = multiprocessing.get_context("spawn").Process(
-            target=write_pair, args=(making, options.size, layers), kwargs={"sparse": False}
-        )
-        maker.start()
-        maker.join()
-        if maker.exitcode:
-            raise SystemExit("the checkpoint could not be made")
+        make_pair(making, options.size, layers, sparse=False)
         making.rename(root)
-    base, heads = root / f"{options.size}-bench", root / f"{options.size}-bench-assistant"
+    base, heads = pair_in(root, options.size)
     groups = options.only or GROUPS
     timings: dict[str, Timing] = {}
     with scratch(options.dir) as place:
         cases = list(all_cases(options, base, heads, place, groups))
-        sizes = {path.name: path.stat().st_size for case in cases for path in case.sources}
+        sizes = {
+            f"{path.parent.name}/{path.name}": path.stat().st_size
+            for case in cases
+            for path in case.sources
+            if path.suffix in (".safetensors", ".gguf")
+        }
         for run in range(-1, options.runs):
             for case in cases:
                 for state in options.state or STATES:
@@ -122,6 +120,22 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                         break
     controls = {case.name: case.control for case in cases}
     return show(timings, controls, sizes)
+
+
+def make_pair(root: Path, size: str, layers: int | None, *, sparse: bool) -> tuple[Path, Path]:
+    """`write_pair` in a process of its own: a child's peak memory counts its parent's."""
+    maker = multiprocessing.get_context("spawn").Process(
+        target=write_pair, args=(root, size, layers), kwargs={"sparse": sparse}
+    )
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        raise SystemExit("the checkpoint could not be made")
+    return pair_in(root, size)
+
+
+def pair_in(root: Path, size: str) -> tuple[Path, Path]:
+    return root / f"{size}-bench", root / f"{size}-bench-assistant"
 
 
 def all_cases(
@@ -238,7 +252,7 @@ def sixteen_gigabytes(directory: Path) -> dict[str, Any]:
     """A sparse E4B checkpoint converted within 1 GiB of address space; everything is deleted."""
     rows = {}
     with scratch(directory) as place:
-        base, heads = write_pair(place, "e4b", None, sparse=True)
+        base, heads = make_pair(place, "e4b", None, sparse=True)
         size = (base / "model.safetensors").stat().st_size
         print(f"checkpoint of {size / 1e9:.1f} GB, address space limited to 1 GiB")
         for outtype in ("bf16", "q8_0"):
