@@ -24,6 +24,7 @@ SHORT = ("--n-predict", "8", "--n-max", "2", "--threads", "1", "--json")
 HELD = ("L0", "L1", "L3", "drafts-exact", "cross-backend")
 PROMPT = "import os\n"
 PLAIN = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
+STEPS = "--no-spec-draft-one-graph"
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +102,15 @@ def speculate(environ: dict[str, str], variant: str, *arguments: str | Path) -> 
     return done.stdout.strip(), done.stderr
 
 
+def nodes_of(log: str) -> list[tuple[str, str]]:
+    """Operation and device of every node the scheduler's log names."""
+    return re.findall(r"node # *\d+ \( *(\w+)\): +.{20} \([^)]*\) \[ *(\w+)", log)
+
+
 def require_on_vulkan(log: str) -> None:
     """Fail where a node of any graph, the drafter's too, is not on the device."""
     assert "ggml_vulkan: Found 1 Vulkan devices" in log
-    nodes = re.findall(r"node # *\d+ \( *(\w+)\): +.{20} \([^)]*\) \[ *(\w+)", log)
+    nodes = nodes_of(log)
     elsewhere = {operation for operation, device in nodes if not device.startswith("Vulka")}
     # Rows of the token embeddings are taken where those lie, with the CPU.
     assert elsewhere <= {"GET_ROWS"}, elsewhere
@@ -113,9 +119,11 @@ def require_on_vulkan(log: str) -> None:
     }  # the heads'
 
 
-def test_the_programs_draft_step_by_step(driver: dict[str, str], merged_f32: Path) -> None:
-    text, log = speculate(driver, "vulkan", "-m", merged_f32)
+@pytest.mark.parametrize("how", [(), (STEPS,)], ids=["in one graph", "step by step"])
+def test_the_programs_draft(driver: dict[str, str], merged_f32: Path, how: tuple[str, ...]) -> None:
+    text, log = speculate(driver, "vulkan", "-m", merged_f32, *how)
     require_on_vulkan(log)
-    assert "drafting step by step: not in one graph on this device" in log
-    expected, _ = speculate(clean_environment(), "default", "-m", merged_f32)
+    # Only a draft in one graph picks its tokens on the device.
+    assert ("ARGMAX" in {operation for operation, _ in nodes_of(log)}) == (how == ())
+    expected, _ = speculate(clean_environment(), "default", "-m", merged_f32, *how)
     assert same_text(text, expected)  # F32 throughout: the text of the CPU

@@ -11,14 +11,10 @@
 
 std::unique_ptr<common_mtp_drafter> common_mtp_drafter::create(const common_params_speculative_draft & params, uint32_t n_seq) {
     // the position stays the same through a draft where the drafter reads the target's memory: only then is a chain right
-    if (!params.mtp.one_graph || llama_get_ctx_other(params.ctx_dft) != params.ctx_tgt) {
-        return nullptr;
-    }
-    if (!llama_mtp_set_draft(params.ctx_dft, params.n_max)) {
-        LOG_WRN("%s: drafting step by step: not in one graph on this device\n", __func__);
-        return nullptr;
-    }
-    return std::unique_ptr<common_mtp_drafter>(new common_mtp_drafter(params, n_seq));
+    const bool possible = params.mtp.one_graph && llama_get_ctx_other(params.ctx_dft) == params.ctx_tgt &&
+        llama_mtp_set_draft(params.ctx_dft, params.n_max);
+
+    return std::unique_ptr<common_mtp_drafter>(possible ? new common_mtp_drafter(params, n_seq) : nullptr);
 }
 
 common_mtp_drafter::common_mtp_drafter(const common_params_speculative_draft & params, uint32_t n_seq) :

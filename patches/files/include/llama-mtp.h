@@ -30,7 +30,7 @@ extern "C" {
     //   llama_get_sampled_candidates_ith(): the n_steps tokens drafted, then the n*n_steps candidates, step by step
     //   llama_get_sampled_probs_ith():      the candidates' n*n_steps probabilities
     // where n is at most LLAMA_MTP_DRAFT_TOP_K. There are no logits and no hidden rows. 0 goes back to single steps.
-    // Returns false, and changes nothing, for any other model and on Vulkan devices.
+    // Returns false, and changes nothing, for any other model.
     #define LLAMA_MTP_DRAFT_TOP_K 10
     LLAMA_API bool llama_mtp_set_draft(struct llama_context * ctx, int32_t n_steps);
 

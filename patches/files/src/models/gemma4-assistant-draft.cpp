@@ -170,17 +170,8 @@ void llama_context::set_mtp_draft(int32_t n_steps) {
     }
 }
 
-// Under Vulkan the graph of a whole draft has only been run on Mesa's software driver, which dies when it is submitted;
-// whether the driver, ggml-vulkan or the graph is at fault is not known.
-static bool runs_on_vulkan(const llama_model & model) {
-    return std::any_of(model.devices.begin(), model.devices.end(), [](const llama_device & device) {
-        return strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev)), "Vulkan") == 0;
-    });
-}
-
 bool llama_mtp_set_draft(llama_context * ctx, int32_t n_steps) {
-    const llama_model & model = ctx->get_model();
-    if (model.arch != LLM_ARCH_GEMMA4_ASSISTANT || n_steps < 0 || runs_on_vulkan(model)) {
+    if (ctx->get_model().arch != LLM_ARCH_GEMMA4_ASSISTANT || n_steps < 0) {
         return false;
     }
     ctx->set_mtp_draft(n_steps);
