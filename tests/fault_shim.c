@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum { CREATE = 1, WRITE = 2, TRUNCATE = 4, SYNC = 8, RENAME = 16, UNLINK = 32, CLOSE = 64, READ = 128 };
-enum { NOTHING, KILL, FAIL, FAIL_ON, SHORT, SHORT_KILL, SIGNAL, CUT, FILL };
+enum { NOTHING, KILL, FAIL, FAIL_ON, SHORT, SHORT_KILL, SIGNAL, CUT, FILL, SIGNAL_ON };
 
 static char directory[PATH_MAX], victim[PATH_MAX];
 static unsigned kinds;           /* of the calls that are counted */
@@ -65,7 +65,7 @@ static int broken(unsigned kind, const char * name, const char * path, long offs
         return 0;
     }
     const long now = ++seen;
-    if (now != at && !(action == FAIL_ON && now > at)) {
+    if (now != at && !((action == FAIL_ON || action == SIGNAL_ON) && now > at)) {
         return 0;
     }
     switch (action) {
@@ -80,7 +80,7 @@ static int broken(unsigned kind, const char * name, const char * path, long offs
                 *nbytes = (size_t) argument;
             }
             break;
-        case SIGNAL:
+        case SIGNAL: case SIGNAL_ON:
             syscall(SYS_kill, getpid(), (int) argument);
             break;
         case CUT:

@@ -62,6 +62,7 @@ class Action(IntEnum):
     SIGNAL = 6  # the signal arrives, the call is made
     CUT = 7  # the file `victim` is cut to `argument` bytes first
     FILL = 8  # the file `victim` grows until the disk is full
+    SIGNAL_ON = 9  # the signal arrives at this call and at all later ones
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class Run:
 class FaultServer(Closing):
     """Starts runs; files are kept in `scratch`. Skips the test where the shim cannot be built."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *, within: Sequence[str] = ()) -> None:
+        """`within` is a command that goes before the server's."""
         compiler = shutil.which("cc") or shutil.which("c++")
         if not sys.platform.startswith("linux") or compiler is None:
             pytest.skip("the shim needs Linux and a C compiler")
@@ -119,7 +121,7 @@ class FaultServer(Closing):
             "OMP_NUM_THREADS": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "fault_server.py")],
+            [*within, sys.executable, str(HERE / "fault_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

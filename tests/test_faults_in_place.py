@@ -4,7 +4,6 @@ the base's own bytes are there, still load, and come back."""
 import errno
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.tail import read_footer
 from gguf_mtp.tail import read_tail
-from llama_programs import GREEDY, THREADS, programs
+from llama_programs import programs, speculative_simple
 
 DECISIVE = STEPS & ~Kind.WRITE
 
@@ -136,6 +135,14 @@ def test_a_signal_at_any_step(place: InPlace) -> None:
         place.check()
 
 
+def test_a_second_ctrl_c_while_cleaning_up(place: InPlace) -> None:
+    kinds = STEPS | Kind.READ
+    for at in place.run().numbers(kinds, 3, Kind.TRUNCATE):
+        run = place.run(action=Action.SIGNAL_ON, kinds=kinds, at=at, argument=signal.SIGINT)
+        assert (run.code, run.stderr) == (130, "error: interrupted\n")
+        assert place.file.read_bytes() in (place.base, place.before, place.after)
+
+
 def test_each_step_is_on_the_medium_before_the_next(place: InPlace) -> None:
     """Pending footer, heads, and the cut that makes them count."""
     calls = place.run().calls
@@ -162,30 +169,12 @@ def test_stock_llama_cpp_loads_what_is_left(
         footer = read_footer(place.file)
         assert footer is not None
         assert footer.pending
-    program = str(programs("stock") / "llama-speculative-simple")
-    drafter = ["-md", str(inputs.heads), "--spec-type", "draft-mtp"]
+    drafter = ("-md", inputs.heads, "--spec-type", "draft-mtp")
     texts = [
-        subprocess.run(
-            [
-                program,
-                *THREADS,
-                *GREEDY,
-                "-n",
-                "8",
-                "-c",
-                "64",
-                "-p",
-                "a",
-                "-m",
-                str(file),
-                *drafter,
-            ],
-            capture_output=True,
-            check=True,
-        ).stdout
+        speculative_simple(programs("stock"), "-m", file, *drafter, prompt="a", n_predict=8).text
         for file in (inputs.base, place.file)
     ]
-    assert texts[0] == texts[1] != b""
+    assert texts[0] == texts[1] != ""
 
 
 def test_a_base_of_20_gb_in_1_gib_of_address_space(

@@ -158,16 +158,30 @@ def test_a_signal_at_any_step(bench: Bench) -> None:
         bench.check(killed=False)
 
 
+def test_a_second_ctrl_c_while_cleaning_up(bench: Bench) -> None:
+    """And a third, and so on: one at each call from some step on."""
+    kinds = STEPS | Kind.READ | Kind.CLOSE
+    for at in bench.clean.numbers(kinds, 4, Kind.RENAME | Kind.TRUNCATE):
+        bench.reset(old=True)
+        run = bench.run(action=Action.SIGNAL_ON, kinds=kinds, at=at, argument=signal.SIGINT)
+        assert (run.code, run.stderr) == (130, "error: interrupted\n")
+        bench.check(killed=False)
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["nothing-there", "old-there"])
 def test_synced_named_synced(bench: Bench, old: bool) -> None:
     """As a power cut needs it: bytes on the medium before the name, the name before success."""
     bench.reset(old=old)
     calls = bench.run().calls
+    require_order(calls, len(bench.new), {bench.out / mark for mark in bench.case.marks}, old=old)
+
+
+def require_order(calls: Sequence[Call], n_files: int, marks: set[Path], *, old: bool) -> None:
     renames = [at for at, call in enumerate(calls) if call.kind & Kind.RENAME]
     # The last time.
     synced = {call.path: at for at, call in enumerate(calls) if call.name == "fsync"}
     temps = {call.path for call in calls if call.name == "create"}
-    assert len(renames) == len(temps) == len(bench.new)
+    assert len(renames) == len(temps) == n_files
     for temp in temps:
         written = max(
             at for at, call in enumerate(calls) if call.path == temp and call.kind & STEPS
@@ -177,8 +191,7 @@ def test_synced_named_synced(bench: Bench, old: bool) -> None:
     for at in renames:
         assert synced[calls[at].path.parent] > at
     # What vouches for others goes first and comes last, with a sync of the directory between.
-    for mark in bench.case.marks:
-        path = bench.out / mark
+    for path in marks:
         named = next(at for at in renames if calls[at].path == path)
         others = [at for at in renames if calls[at].path != path]
         between = [at for at, call in enumerate(calls) if call.path == path.parent]
@@ -196,41 +209,57 @@ def strace_works(tmp_path: Path) -> bool:
     return shutil.which("strace") is not None and not subprocess.run(command).returncode
 
 
+# Everything that changes files, by the names that Linux has for it.
+TRACED = (
+    "open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,fallocate,fsync,"
+    "fdatasync,sync_file_range,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,"
+    "copy_file_range,sendfile,link,linkat,mmap,io_uring_setup"
+)
+NAMES = {
+    "openat": "create",
+    "pwrite64": "write",
+    "renameat2": "rename",
+    "unlinkat": "unlink",
+    "mkdirat": "mkdir",
+}
+
+
+def traced_calls(log: Path, out: Path) -> list[Call]:
+    """What strace saw of changes below `out`: a rename by its new name, as the shim has it."""
+    calls = []
+    for line in log.read_text().splitlines():
+        name = re.sub(r"^\d+ +", "", line).split("(")[0]
+        assert name != "io_uring_setup"
+        paths = re.findall(rf'[<"]({re.escape(str(out))}[^>"]*)[>"]', line)
+        if not paths or "resumed" in line or (name.startswith("open") and "O_CREAT" not in line):
+            continue
+        if name == "mmap":
+            assert "PROT_WRITE" not in line
+            continue
+        calls.append(Call(NAMES.get(name, name), -1, 0, Path(paths["rename" in name])))
+    return calls
+
+
 @pytest.mark.parametrize("case", CASES[:4:2], ids=lambda case: case.name)
-def test_the_shim_sees_what_the_kernel_sees(case: Case, inputs: Inputs, tmp_path: Path) -> None:
-    """The same verb under strace: every change of a file that the kernel was asked for is one that
-    the shim counts, in an order that keeps the promise."""
+def test_the_kernel_sees_that_order(case: Case, inputs: Inputs, tmp_path: Path) -> None:
+    """The same verb under strace: what the kernel is asked for keeps the promise, and is what the
+    shim counts."""
     if not strace_works(tmp_path):
         pytest.skip("strace is not installed, or may not trace")
     out, log = tmp_path / "out", tmp_path / "strace"
     out.mkdir()
-    calls = "open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,fallocate,fsync,"
-    calls += "fdatasync,sync_file_range,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,"
-    calls += "copy_file_range,sendfile,link,linkat,mmap,ioctl,io_uring_setup"
     # fmt: off
-    command = ["strace", "-f", "-y", "-qq", "-s", "0", "-o", str(log), "-e", f"trace={calls}",
+    command = ["strace", "-f", "-y", "-qq", "-s", "0", "-o", str(log), "-e", f"trace={TRACED}",
                sys.executable, "-m", "gguf_mtp.cli.main", *case.command(inputs, out)]
     # fmt: on
     environ = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL)
-    seen: list[str] = []
-    for line in log.read_text().splitlines():
-        if str(out) not in line or "resumed" in line:
-            continue
-        name = re.sub(r"^\d+ +", "", line).split("(")[0]
-        if name.startswith("open") and "O_CREAT" not in line:
-            continue
-        assert name != "mmap" or "PROT_WRITE" not in line
-        seen.append(name)
+    seen = traced_calls(log, out)
+    marks = {out / mark for mark in case.marks}
+    require_order(seen, len(read_files(out)), marks, old=False)
     with FaultServer(tmp_path) as server:
         shutil.rmtree(out)
         out.mkdir()
         run = server.run(case.command(inputs, out), out)
-    names = {"openat": "create", "pwrite64": "write", "fsync": "fsync", "ftruncate": "ftruncate"}
-    names |= {"rename": "rename", "renameat2": "rename", "unlink": "unlink"}
-    changes = Counter(names.get(name, name) for name in seen if name not in ("mmap", "ioctl"))
+    changes = Counter(call.name for call in seen)
     assert changes == Counter(call.name for call in run.calls if call.kind & STEPS)
-    assert seen.count("io_uring_setup") == 0
-    order = [names.get(name, name) for name in seen]
-    assert order[-2:] == ["rename", "fsync"]
-    assert order.index("rename") > len(order) - 3 - 2 * len(case.marks) * len(read_files(out))

@@ -184,6 +184,7 @@ def _converse(
     quiet: bool,
 ) -> None:
     conversation = model.chat()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # between answers it asks again
     for message in _messages(first):
         answer = conversation.say(message, n_predict, **sampling)
         _show(answer, shown)

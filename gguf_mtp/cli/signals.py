@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import click
 
-# What ends the process besides Ctrl-C, and how that is said.
-ENDINGS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+# What ends the process, and how that is said.
+ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 class Ended(BaseException):
@@ -23,11 +23,12 @@ class Ended(BaseException):
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
     """Within, SIGINT, SIGTERM and SIGHUP unwind the stack (temporary files go) and exit with 128
-    and their number. One that is ignored (nohup) stays so."""
+    and their number. One that is ignored (nohup) stays so; after the first all are, as an
+    impatient second Ctrl-C would leave behind what the first one has begun to remove."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)  # cleaning up has begun
+            signal.signal(other, signal.SIG_IGN)
         raise Ended(number)
 
     before = {
@@ -40,10 +41,12 @@ def exit_on_signals() -> Iterator[None]:
             signal.signal(number, end)
         yield
     except Ended as ended:
+        # They stay ignored: some cleaning up is Python's own, at its end.
+        before.clear()
         click.echo(f"error: {ENDINGS[ended.number]}", err=True)
         sys.exit(128 + ended.number)
-    except KeyboardInterrupt:
-        click.echo("error: interrupted", err=True)
+    except KeyboardInterrupt:  # where a verb has taken Ctrl-C for itself
+        click.echo(f"error: {ENDINGS[signal.SIGINT]}", err=True)
         sys.exit(128 + signal.SIGINT)
     finally:
         for number, handler in before.items():
