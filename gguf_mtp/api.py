@@ -27,7 +27,7 @@ from gguf_mtp.provenance import split_notes
 from gguf_mtp.quantized import Bars, Needs, in_place_of, needs, no_bars, quantized_base
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
-from gguf_mtp.readers.parts import read_gguf_parts
+from gguf_mtp.readers.parts import read_gguf_parts, require_whole
 from gguf_mtp.readers.tail import Footer, is_tail, read_footer
 from gguf_mtp.shards import cut_to_parts, part_path
 from gguf_mtp.tail import TAIL, heads_in_tail, read_tail, tail_heads
@@ -165,7 +165,11 @@ def _read_base_gguf(path: Path, replace_heads: bool) -> _Base:
     window = None if footer is None else footer.base_window
     if footer is not None and not footer.pending and not replace_heads:
         raise UnsupportedError(f"{path}: already has MTP heads (--replace-heads replaces them)")
-    file = read_gguf_parts(path) if window is None else read_gguf(path, window=window)
+    if window is None:
+        file = read_gguf_parts(path)
+    else:
+        file = read_gguf(path, window=window)
+        require_whole(file)
     if replace_heads and is_merged(file):
         base, _ = separate(file)
         return _Base(base)

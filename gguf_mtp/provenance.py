@@ -15,6 +15,7 @@ from gguf_mtp.hub.origin import hub_origin, model_name
 from gguf_mtp.keyvalue import KeyValue, string, strings, u32
 from gguf_mtp.model import Half
 from gguf_mtp.notes import Note
+from gguf_mtp.readers.source import name_as_text
 
 SOURCE = "mtp.source."
 TARGET = "mtp.target."
@@ -54,7 +55,7 @@ def describe(
         string(f"{SOURCE}kind", heads.kind),
         string(f"{SOURCE}name", model_name(Path(heads.origin))),
         *_hub_keys(SOURCE, heads),
-        strings(f"{SOURCE}files", [path.name for path in heads.weights]),
+        strings(f"{SOURCE}files", list(map(name_as_text, heads.weights))),
         Digests(f"{SOURCE}sha256", heads.weights),
         string(f"{SOURCE}converter", CONVERTER),
     ]
@@ -69,7 +70,7 @@ def describe(
         u32(TARGET_SIZE, base_shape.hidden_size),
         u32(TARGET_VOCAB, base_shape.vocab_size),
         string(TARGET_TOKENIZER, tokenizer_digest(base.keys)),
-        strings(TARGET_FILES, [path.name for path in base.weights]),
+        strings(TARGET_FILES, list(map(name_as_text, base.weights))),
     )
     if hash_base:
         keys.append(Digests(f"{TARGET}sha256", base.weights))

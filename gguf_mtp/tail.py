@@ -20,12 +20,12 @@ from gguf_mtp.model import Half
 from gguf_mtp.namespace import LAYOUT_KEY, VERSION, VERSION_KEY
 from gguf_mtp.pairing import check_pair
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
+from gguf_mtp.readers.parts import require_whole
 from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.readers.tail import Footer, read_footer, require_complete
 
 TAIL = "tail"
 MARKS = (VERSION_KEY, LAYOUT_KEY)
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def read_tail(path: Path) -> TailFile | None:
         return None
     require_complete(path, footer)
     base = read_gguf(path, window=footer.base_window)
+    require_whole(base)
     heads = read_gguf(path, window=footer.heads_window)
     version, layout = (key and key.value for key in map(heads.by_name.get, MARKS))
     if (version, layout) != (VERSION, TAIL):
@@ -79,8 +80,8 @@ def heads_in_tail(tail: TailFile, base: Half) -> Heads:
 def _check_digest(tail: TailFile) -> None:
     digest = hashlib.sha256()
     with SourceFile(tail.heads.path, tail.footer.heads_window) as source:
-        for begin in range(0, source.size, READ_BYTES):
-            digest.update(source.read(begin, min(READ_BYTES, source.size - begin)))
+        for data in source.pieces():
+            digest.update(data)
     if digest.digest() != tail.footer.sha256:
         raise FormatError(
             f"{tail.heads.path}: SHA-256 of the heads is {digest.hexdigest()}, "

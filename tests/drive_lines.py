@@ -1,11 +1,12 @@
 """Runs command lines in this process, one after the other, and says what came of each.
 
-Reads a JSON list of ``[key, arguments]`` from a file and writes ``{key: result}`` to another. The
-address space is bounded at a margin above what is mapped after the imports, the CPU time of each
-line by a timer, so that what hangs or takes all memory is a result like any other.
+Reads a JSON list of ``[key, arguments, environment]`` from a file and writes ``{key: result}`` to
+another. The address space is bounded at a margin above what is mapped after the imports, the CPU
+time of each line by a timer, so that what hangs or takes all memory is a result like any other.
 """
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -31,7 +32,9 @@ def too_slow(number: int, frame: FrameType | None) -> None:
     raise TooSlow
 
 
-def outcome(arguments: list[str]) -> dict[str, Any]:
+def outcome(arguments: list[str], environ: dict[str, str]) -> dict[str, Any]:
+    before = {name: os.environ.get(name) for name in environ}
+    os.environ.update(environ)
     began = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
@@ -43,6 +46,8 @@ def outcome(arguments: list[str]) -> dict[str, Any]:
         found, text = {"code": -1, "out": "", "err": ""}, f"more than {MAX_SECONDS} s of CPU time"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return found | {"exception": text, "seconds": time.process_time() - began}
 
 
@@ -57,7 +62,7 @@ def run() -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MARGIN, mapped + MARGIN))
     signal.signal(signal.SIGPROF, too_slow)
-    found = {key: outcome(arguments) for key, arguments in lines}
+    found = {key: outcome(arguments, environ) for key, arguments, environ in lines}
     Path(sys.argv[2]).write_text(json.dumps(found))
 
 

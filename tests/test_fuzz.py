@@ -5,19 +5,39 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import _report_documents as reports
 import tiny
 from gguf_mtp.api import plan_convert, split
 from gguf_mtp.cli.inspect import document
 from gguf_mtp.errors import GgufMtpError
 from gguf_mtp.merged import separate
 from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.report import badges, render
 
-VALUES: list[Any] = [None, True, 0, -1, 3, 2**31, 2**70, 1.5, 1e308, "", "x", [], [1], {}, {"a": 1}]
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    3,
+    2**31,
+    2**70,
+    1.5,
+    1e308,
+    5e-324,
+    "",
+    "x",
+    [],
+    [1],
+    {},
+    {"a": 1},
+]
 
 
 def outcome(action: Callable[[], object]) -> str:
@@ -125,3 +145,21 @@ def test_damaged_json(tmp_path: Path, role: str, name: str) -> None:
         seen[outcome(lambda: plan_convert(target, drafter))] += 1
     assert seen["accepted"] > 5
     assert seen.total() - seen["accepted"] > 5
+
+
+@pytest.mark.parametrize(
+    "original",
+    [reports.validation(**reports.beside_the_cpu()), reports.benchmark()],
+    ids=["validation", "benchmark"],
+)
+def test_damaged_reports(original: dict[str, Any]) -> None:
+    rng = random.Random(5)
+    seen: Counter[str] = Counter()
+    for _ in range(250):
+        value = copy.deepcopy(original)
+        for _ in range(rng.choice((1, 1, 3))):
+            mutate(value, rng)
+        seen[outcome(partial(render, [("r", value)]))] += 1
+        outcome(partial(badges, value))
+    assert seen["accepted"] > 20
+    assert seen["FormatError"] > 100

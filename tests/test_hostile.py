@@ -1,5 +1,6 @@
 """The command line over every hostile input: exit code 2, one line, nothing left behind."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,8 +11,21 @@ from typing import Any
 
 import pytest
 
+from gguf_mtp.readers.gguf import read_gguf
 from hostile import CASES
-from hostile.case import FINDS, USES, WRITES_NOTHING, Case, Good, Maker, make_good
+from hostile.case import (
+    ENVIRON,
+    FINDS,
+    RUNS,
+    RUNS_SOUND,
+    USES,
+    WRITES_NOTHING,
+    Case,
+    Good,
+    Maker,
+    make_good,
+)
+from llama_programs import programs
 
 DRIVER = Path(__file__).resolve().parent / "drive_lines.py"
 # Several times what the slowest takes here; a hang is cut off by the driver.
@@ -19,17 +33,24 @@ MAX_SECONDS = 20
 
 
 Everything = dict[str, tuple["Run", dict[str, Any]]]
+# What a directory holds: sizes and times of change by name.
+State = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command over one input; `out` is where it could write."""
+    """One command over one input; `out` is where it could write, `before` what lay about `path`."""
 
     key: str
     use: str
     line: list[str]
     path: Path
     out: Path
+    before: State
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return ENVIRON[self.use](self.path) if self.use in ENVIRON else {}
 
 
 def _planned(name: str, make: Maker, use: str, good: Good, where: Path) -> Run:
@@ -37,7 +58,32 @@ def _planned(name: str, make: Maker, use: str, good: Good, where: Path) -> Run:
     (where / "out").mkdir()
     path = make(good, where / "in", use)
     line = [str(word) for word in USES[use](good, path, where / "out")]
-    return Run(f"{name}|{use}", use, line, path, where / "out")
+    return Run(f"{name}|{use}", use, line, path, where / "out", state(where / "in"))
+
+
+def state(directory: Path) -> State:
+    found = ((path, path.stat()) for path in directory.rglob("*"))
+    return {
+        str(path.relative_to(directory)): (status.st_size, status.st_mtime_ns)
+        for path, status in found
+    }
+
+
+def has_library() -> bool:
+    """Whether there is a llama.cpp; fails where GGUF_MTP_REQUIRE_LLAMA asks for one."""
+    try:
+        programs("default")
+    except pytest.skip.Exception:
+        return False
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def uses(case: Case) -> list[str]:
+    return [use for use in case.uses if use not in RUNS or has_library()]
+
+
+def control_uses(case: Case) -> list[str]:
+    return [use for use in case.control_uses if use not in RUNS_SOUND or has_library()]
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +95,27 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
     runs: list[Run] = []
     controls: dict[tuple[Maker, str], Run] = {}
     for number, case in enumerate(CASES):
-        for use in case.uses:
+        for use in uses(case):
             runs.append(_planned(case.name, case.hostile, use, good, root / f"{number}-{use}"))
-        for use in case.control_uses:
+        for use in control_uses(case):
             made = (case.control, use)
             if made not in controls:
                 where = root / f"{number}-control-{use}"
                 controls[made] = _planned(f"sound {case.name}", case.control, use, good, where)
     lines, results = root / "lines.json", root / "results.json"
     runs += controls.values()
-    lines.write_text(json.dumps([[run.key, run.line] for run in runs]))
+    lines.write_text(json.dumps([[run.key, run.line, run.environ] for run in runs]))
+    before = state(root / "good")
     environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, str(DRIVER), str(lines), str(results)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""
     found = json.loads(results.read_text())
+    assert state(root / "good") == before
     results_of = {run.key: (run, found[run.key]) for run in runs}
     for case in CASES:
-        for use in case.control_uses:
+        for use in control_uses(case):
             shared = controls[case.control, use]
             results_of[f"{case.name}|control|{use}"] = (shared, found[shared.key])
     return results_of
@@ -79,7 +127,7 @@ def left(run: Run) -> list[str]:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.is_refused], ids=lambda case: case.name)
 def test_refused(everything: Everything, case: Case) -> None:
-    for use in case.uses:
+    for use in uses(case):
         run, found = everything[f"{case.name}|{use}"]
         assert found["exception"] == "", (use, found["exception"])
         assert found["code"] == 2, (use, found)
@@ -92,19 +140,20 @@ def test_refused(everything: Everything, case: Case) -> None:
         for words in case.says:
             assert words in line, (use, words, line)
         assert left(run) == []
+        assert state(run.out.with_name("in")) == run.before
         assert found["seconds"] < MAX_SECONDS
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.is_refused], ids=lambda case: case.name)
 def test_harmless(everything: Everything, case: Case) -> None:
-    for use in case.uses:
+    for use in uses(case):
         _accepted(*everything[f"{case.name}|{use}"])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_control(everything: Everything, case: Case) -> None:
     assert case.control_uses
-    for use in case.control_uses:
+    for use in control_uses(case):
         _accepted(*everything[f"{case.name}|control|{use}"])
 
 
@@ -121,3 +170,37 @@ def test_the_table_is_as_long_as_promised() -> None:
     assert len(set(names)) == len(names)
     assert len(names) >= 60
     assert sum(case.is_refused for case in CASES) >= 150
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Directories and files may be called anything: all verbs go on, and files hold valid text."""
+    good = make_good(tmp_path)
+    begin = os.fsdecode(b"\xff\n")
+    odd = tmp_path / begin
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system has only names that are text")
+    names = {}
+    for name in ("target", "drafter", "base", "heads", "package"):
+        path: Path = getattr(good, name)
+        names[name] = odd / f"{begin}{name}{path.suffix}"
+        names[name].symlink_to(path)
+    merged = odd / f"{begin}m.gguf"
+    for line in (
+        ["convert", "--base", names["target"], "--heads", names["drafter"], "-o", odd],
+        ["convert", "--base", names["base"], "--heads", names["heads"], "-o", merged],
+        ["inspect", merged],
+        ["card", merged, "-q"],
+        ["split", merged, "--base-out", odd / f"{begin}b.gguf", "--heads-out", odd],
+        ["extract", names["package"], "-o", odd / "extracted"],
+        ["audit", "--litert", names["package"], "--hf", odd / "extracted"],
+    ):
+        words = [os.fsencode(str(word)) for word in line]
+        command = [os.fsencode(sys.executable), b"-m", b"gguf_mtp.cli.main", *words]
+        done = subprocess.run(command, capture_output=True)
+        assert done.returncode == 0, (line, done.stderr.decode("utf-8", "replace"))
+    made = [path for path in odd.glob("*.gguf") if not path.is_symlink()]
+    assert len(made) == 4
+    for path in made:
+        assert [key.value for key in read_gguf(path).keys]

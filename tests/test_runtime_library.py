@@ -54,7 +54,20 @@ def test_exact_needs_an_exact_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"lib_dir": 3}', '{"lib_dir": "/", "exact": 1}']
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"lib_dir": 3}',
+        '{"lib_dir": "/", "exact": 1}',
+        '{"lib_dir": "/", "pin": []}',
+        '{"lib_dir": "a\\u0000"}',
+        '{"lib_dir": "\\ud800"}',
+        '{"lib_dir": "/", "lib_dir": "/"}',
+        '{"lib_dir": ' + "[" * 100_000,
+    ],
+    ids=str.__len__,
 )
 def test_a_broken_record_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "llamacpp.json"

@@ -485,11 +485,11 @@ def test_claims_are_what_is_asked(files: Files, library: Library, prompt_file: P
     [
         (("{base}", "--heads", "{base}"), "model doesn't contain MTP layers"),
         (("{heads}", "--heads", "{heads}"), "cannot make a context"),
-        (("{prompts}", "--heads", "{heads}"), "invalid magic"),
+        (("{prompts}", "--heads", "{heads}"), "not a GGUF file"),
         (("{base}.gone", "--heads", "{heads}"), "base.gguf.gone: no such file"),
         (("{base}", "--heads", "{heads}", "--device", "abacus"), "no device 'abacus'"),
         (("{base}", "--heads", "{heads}", "--ctx", "16"), "leaves no room for a prompt"),
-        (("{base}", "--heads", "{heads}", "--prompts", "{base}"), "cannot read prompts"),
+        (("{base}", "--heads", "{heads}", "--prompts", "{base}"), "base.gguf:1: not "),
         (("{base}", "--heads", "{heads}", "--claim", "L9"), "'L9' is not one of"),
         (("{base}", "--heads", "{heads}", "--claim", BASE), "needs --against"),
     ],

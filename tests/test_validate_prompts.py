@@ -23,12 +23,12 @@ def test_sets_take_turns(tmp_path: Path) -> None:
 
 
 def test_source_may_be_left_out() -> None:
-    assert parse_prompts('\n{"id": "x", "text": "y"}\n\n', "f") == [Prompt("x", "y", "", "f")]
+    assert parse_prompts(b'\n{"id": "x", "text": "y"}\n\n', "f") == [Prompt("x", "y", "", "f")]
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line() -> None:
     text = '{"id": "x", "text": "a\u2028b"}'
-    assert parse_prompts(text, "f")[0].text == "a\u2028b"
+    assert parse_prompts(text.encode(), "f")[0].text == "a\u2028b"
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_line_separators_inside_a_text_do_not_end_a_line() -> None:
     [
         ("", "f: no prompts"),
         ("{", "f:1: not JSON"),
-        ('{"id": "a", "text": "b"}\n[]', "f:2: not a JSON object"),
+        ('{"id": "a", "text": "b"}\n[]', "f:2: expected a JSON object, found list"),
         ('{"id": "a"}', 'f:1: needs strings "id" and "text"'),
         ('{"id": "", "text": "b"}', 'f:1: needs strings "id" and "text"'),
         ('{"id": "a", "text": ""}', 'f:1: needs strings "id" and "text"'),
         ('{"id": "a", "text": "b", "source": 3}', 'f:1: needs strings "id" and "text"'),
-        ("[" * 100_000, "f:1: not JSON"),
+        ("[" * 100_000, "f:1: nested too deeply"),
         ('{"id": "a", "text": "b", "chat": 1}', 'f:1: "chat" is true or false'),
         ('{"id": "a", "text": "b", "windows": true}', 'f:1: "windows" is a number'),
         ('{"id": "a", "text": "b", "windows": 65}', 'f:1: "windows" is a number up to 64'),
@@ -49,7 +49,7 @@ def test_line_separators_inside_a_text_do_not_end_a_line() -> None:
 )
 def test_malformed_sets_are_refused_by_line(text: str, message: str) -> None:
     with pytest.raises(FormatError) as caught:
-        parse_prompts(text, "f")
+        parse_prompts(text.encode(), "f")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -69,7 +69,7 @@ def test_an_unknown_set_is_refused() -> None:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bytes.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FormatError, match="cannot read prompts"):
+    with pytest.raises(FormatError, match=r"bytes\.jsonl:1: not UTF-8 at byte 0"):
         load_prompts([str(path)])
 
 

@@ -1,7 +1,6 @@
 """``gguf-mtp card``: the model card of a merged file."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.report import write_page
 from gguf_mtp.errors import UnsupportedError
 from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.readers.strict_json import read_object
 from gguf_mtp.tail import read_tail
-
-BLOCK = 1 << 20
 
 
 @click.command()
@@ -64,11 +62,11 @@ def gather(merged: Path, *, quiet: bool) -> Facts:
     keys: dict[str, Any] = {
         key.name: key.head(MAX_JSON_ITEMS) for key in gguf.keys if key.name.startswith("general.")
     }
-    size = os.path.getsize(merged)
     digest = hashlib.sha256()
-    with merged.open("rb") as file, progress_bar(merged.name, size, quiet=quiet) as advance:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            if advance:
-                advance(len(block))
-    return Facts(merged, size, found, keys, digest.hexdigest())
+    with SourceFile(merged) as file:
+        with progress_bar(merged.name, file.size, quiet=quiet) as advance:
+            for data in file.pieces():
+                digest.update(data)
+                if advance:
+                    advance(len(data))
+        return Facts(merged, file.size, found, keys, digest.hexdigest())

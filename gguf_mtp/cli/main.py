@@ -1,7 +1,11 @@
 """Entry point of ``gguf-mtp``: the verb group, and errors as one line with exit code 2."""
 
+import errno
 import importlib
+import io
+import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -43,6 +47,9 @@ class VerbGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Names of files and text of models may have what a terminal's encoding has not.
+            sys.stdout.reconfigure(errors="backslashreplace")
         with exit_on_signals():
             try:
                 return super().invoke(ctx)
@@ -52,6 +59,22 @@ class VerbGroup(click.Group):
             except MemoryError:
                 click.echo("error: out of memory", err=True)
                 ctx.exit(2)
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # nobody reads on: click ends quietly
+                    raise
+                # Files have errors of their own kind: what has no name here is stdout.
+                where = error.filename or _give_up_stdout()
+                click.echo(f"error: {GgufMtpError(f'{where}: {error.strerror}')}", err=True)
+                ctx.exit(2)
+
+
+def _give_up_stdout() -> str:
+    """Python would complain of what cannot be written again at its end; the name to give it."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    return "stdout"
 
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -26,7 +26,7 @@ from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, string, u32
 from gguf_mtp.model import Half, Tensor
 from gguf_mtp.namespace import TOKENIZER
 from gguf_mtp.readers.safetensors import read_safetensors
-from gguf_mtp.readers.source import SourceFile, TensorRef
+from gguf_mtp.readers.source import SourceFile, TensorRef, name_as_text
 from gguf_mtp.readers.strict_json import read_object
 
 EMBEDDING = "token_embd.weight"
@@ -104,7 +104,7 @@ def read_extraction(path: Path, base: Half, heads_type: str | None) -> Extractio
     keys = [
         string("general.architecture", ARCH),
         string("general.type", "model"),
-        string("general.name", path.absolute().stem),
+        string("general.name", Path(name_as_text(path.absolute())).stem),
         u32("general.file_type", FILE_TYPES[number]),
         quantization_version(),
         *_stated(path if path.is_dir() else path.parent, CENTROIDS in refs),

@@ -54,7 +54,7 @@ def _keys(where: Path, value: Any) -> list[KeyValue]:
     if value is None or value == "":
         return []
     if isinstance(value, str):
-        return [string(KEY, _text(where, value))]
+        return [string(KEY, value)]
     if not isinstance(value, list):
         raise FormatError(f"{where}: chat_template is {brief(value)}, expected text or a list")
     templates = dict(_named(where, value))
@@ -74,12 +74,4 @@ def _named(where: Path, choices: list[Any]) -> Iterator[tuple[str, str]]:
             raise FormatError(
                 f"{where}: chat_template holds {brief(choice)}, expected a name and a text"
             )
-        yield re.sub("[^a-zA-Z0-9]", "_", name), _text(where, text)
-
-
-def _text(where: Path, value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise FormatError(f"{where}: chat_template is not valid Unicode") from None
-    return value
+        yield re.sub("[^a-zA-Z0-9]", "_", name), text

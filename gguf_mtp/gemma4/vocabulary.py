@@ -214,17 +214,7 @@ def _tokens(
         raise FormatError(
             f"{where}: {len(texts)} tokens, expected vocab_size = {vocab_size}; id {gap} is missing"
         )
-    _check_unicode(where, "token", texts)
     return texts
-
-
-def _check_unicode(where: Path, what: str, texts: list[str]) -> None:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        lengths = itertools.accumulate(map(len, texts))
-        culprit = texts[next(at for at, end in enumerate(lengths) if end > error.start)]
-        raise FormatError(f"{where}: {what} {culprit!a} is not valid Unicode") from None
 
 
 def _types(tokenizer: _Tokenizer, specials: set[str]) -> list[int]:
@@ -376,7 +366,6 @@ def _merges(where: Path, model: dict[str, Any]) -> list[str]:
             lines = [" ".join(part.replace(" ", SPACE) for part in merge) for merge in merges]
     else:
         raise FormatError(f"{where}: model.merges holds more than pairs of strings")
-    _check_unicode(where, "merge", lines)
     return lines
 
 

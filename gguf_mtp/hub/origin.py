@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_mtp.readers.source import name_as_text
+
 _FOLDER = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -35,4 +37,4 @@ def model_name(path: Path) -> str:
     origin = hub_origin(path)
     if origin is not None and path.name == origin.commit:
         return origin.repo.rpartition("/")[2]
-    return path.name
+    return name_as_text(path)

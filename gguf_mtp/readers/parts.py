@@ -41,6 +41,13 @@ def read_gguf_parts(path: Path) -> GgufFile:
     return _joined(parts)
 
 
+def require_whole(file: GgufFile) -> None:
+    """Raise FormatError where `file` is a part of a model: heads go behind all of one."""
+    count = _integer(file, COUNT, 0)
+    if count > 1:
+        raise FormatError(f"{file.path}: is one of {count} parts with heads behind it")
+
+
 def _checked(part: GgufFile, number: int, count: int) -> GgufFile:
     for name, expected in ((NUMBER, number - 1), (COUNT, count)):
         found = _integer(part, name)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,15 @@ from pathlib import Path
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import FormatError
 
+PIECE_BYTES = 1 << 20
+
 # Where in a file something lies: its first byte and the one behind its last.
 Window = tuple[int, int]
+
+
+def name_as_text(path: Path) -> str:
+    """The last name of `path` as text that a file can hold: what is not UTF-8 becomes U+FFFD."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,11 @@ class SourceFile(Closing):
                     f"expected {offset + len(buffer)} bytes or more (truncated while reading?)"
                 )
             done += count
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of the file, front to back, at most `PIECE_BYTES` at a time."""
+        for begin in range(0, self.size, PIECE_BYTES):
+            yield self.read(begin, min(PIECE_BYTES, self.size - begin))
 
     def check_unchanged(self) -> None:
         """Raise FormatError when the file was modified since it was opened."""

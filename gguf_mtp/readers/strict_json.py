@@ -1,8 +1,10 @@
-"""JSON read strictly: UTF-8 without BOM, no duplicate keys, no NaN, bounded size, no odd depth."""
+"""JSON read strictly: UTF-8 without BOM, no duplicate keys, no NaN, no half characters, bounded
+size, no odd depth."""
 
 import gc
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,15 @@ MAX_NUMBER_DIGITS = 64
 # What shows that a file may hold a longer integer.
 _TOO_LONG = b"0" * MAX_NUMBER_DIGITS
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+# Half of a character beyond 16 bits, as JSON escapes it; the other half should be beside it.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
-    """Parse `encoded` as one JSON object. Raises FormatError, naming `where`."""
+    """Parse `encoded` as one JSON object, all of whose text can be written as UTF-8 again.
+
+    Raises FormatError, naming `where`.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -62,6 +69,11 @@ def parse_object(encoded: bytes, where: str) -> dict[str, Any]:
                 parse_int=integer if _TOO_LONG in encoded.translate(_DIGITS) else None,
                 parse_float=number,
             )
+            if _SURROGATE.search(encoded):
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise FormatError(f"{where}: {half!a} is half a character: not valid Unicode") from None
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: not UTF-8 at byte {error.start}") from None
     except RecursionError:

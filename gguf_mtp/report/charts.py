@@ -115,7 +115,7 @@ def shares(label: str) -> Axis:
 
 def from_zero(label: str, largest: float) -> Axis:
     """An axis from 0 to a round number that is at least `largest`."""
-    if not 0 < largest < 1e300:
+    if not 1e-300 < largest < 1e300:
         return Axis(label, 0.0, 1.0, [(0.0, "0"), (1.0, "1")])
     step = _round_step(largest / 4)
     count = max(1, math.ceil(largest / step - 1e-9))

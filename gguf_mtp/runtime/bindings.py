@@ -17,6 +17,7 @@ from gguf_mtp.closing import Closing
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.library import Library
 from gguf_mtp.runtime.placement import Placement, placement
+from gguf_mtp.runtime.sound import require_sound
 
 Row = npt.NDArray[np.float32]
 
@@ -77,7 +78,10 @@ class Model(Closing):
 
     @classmethod
     def open(cls, library: Library, path: Path, options: ModelOptions) -> Model:
-        """Load a GGUF as an ordinary model. Raises RuntimeUnavailable with llama.cpp's reason."""
+        """Load a GGUF as an ordinary model.
+
+        Raises RuntimeUnavailable with llama.cpp's reason, and as `require_sound`.
+        """
         return cls._open(library, path, options, heads=False)
 
     @classmethod
@@ -88,6 +92,7 @@ class Model(Closing):
     @classmethod
     def open_at(cls, library: Library, path: Path, offset: int, options: ModelOptions) -> Model:
         """Load the GGUF that begins at byte `offset` of a file (any library)."""
+        require_sound(path)
         params, _keep_alive = _model_params(library, options)
         library.log.clear()
         with _c_file(path, offset) as file:
@@ -100,6 +105,7 @@ class Model(Closing):
     def _open(cls, library: Library, path: Path, options: ModelOptions, heads: bool) -> Model:
         if not path.is_file():
             raise RuntimeUnavailable(f"{path}: no such file")
+        require_sound(path)
         if heads and not library.has_heads(path):
             raise RuntimeUnavailable(f"{path}: not a merged file (it carries no MTP heads)")
         params, _keep_alive = _model_params(library, options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import socket
 import sys
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_mtp.errors import RuntimeUnavailable
+from gguf_mtp.errors import FormatError, RuntimeUnavailable, brief
+from gguf_mtp.readers.strict_json import read_object
 
 ENV_LIBRARY = "LLAMA_CPP_LIB_PATH"  # llama-cpp-python's own variable: a directory
 BUILD_HINT = "run `make patch-llamacpp`"
@@ -101,26 +101,33 @@ def read_record(path: Path) -> LibraryRecord | None:
 
     Raises RuntimeUnavailable for a record that cannot be understood.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RuntimeUnavailable(f"{path}: cannot read the llama.cpp record ({error})") from None
     try:
-        fields = json.loads(text)
-        variants = {k: Path(fields[k]["lib_dir"]) for k in VARIANTS if k in fields}
+        fields = read_object(path)
+        variants = {name: _lib_dir(path, fields[name], name) for name in VARIANTS if name in fields}
+        texts = {name: fields.get(name, "") for name in ("pin", "patches", "backend")}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise FormatError(f"{path}: {name} is {brief(text)}, expected text")
         return LibraryRecord(
-            lib_dir=Path(fields["lib_dir"]),
-            pin=str(fields.get("pin", "")),
-            patches=str(fields.get("patches", "")),
-            backend=str(fields.get("backend", "cpu")),
+            lib_dir=_lib_dir(path, fields, ""),
+            pin=texts["pin"],
+            patches=texts["patches"],
+            backend=texts["backend"] or "cpu",
             variants=variants,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RuntimeUnavailable(
-            f"{path}: not a llama.cpp record ({type(error).__name__}: {error}); {BUILD_HINT} again"
-        ) from None
+    except FormatError as error:
+        raise RuntimeUnavailable(f"{error}: not a llama.cpp record; {BUILD_HINT} again") from None
+
+
+def _lib_dir(path: Path, fields: Any, name: str) -> Path:
+    """The directory of a library, which may not be there any more, in the object `name`."""
+    found = fields.get("lib_dir") if isinstance(fields, dict) else None
+    if not isinstance(found, str) or not found or "\0" in found:
+        where = f"{name}.lib_dir" if name else "lib_dir"
+        raise FormatError(f"{path}: {where} is {brief(found)}, expected a directory")
+    return Path(found)
 
 
 def build_hint(backend: str) -> str:
@@ -399,7 +406,7 @@ def load_library(exact: bool = False, backend: str | None = None) -> Library:
             )
         return _loaded
     if choice.lib_dir is not None:
-        if not choice.lib_dir.is_dir():
+        if not os.path.isdir(choice.lib_dir):
             raise RuntimeUnavailable(f"{choice.lib_dir}: no such directory; {BUILD_HINT}")
         os.environ[ENV_LIBRARY] = str(choice.lib_dir)
     try:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.runtime.bindings import ContextOptions, ModelOptions
 from gguf_mtp.runtime.library import Library
 from gguf_mtp.runtime.pair import Pair
@@ -79,7 +80,7 @@ def files_of(
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    with SourceFile(path) as file:
+        for data in file.pieces():
+            digest.update(data)
     return digest.hexdigest()

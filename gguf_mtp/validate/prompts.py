@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, brief
+from gguf_mtp.readers.strict_json import parse_object, read_small
 from gguf_mtp.runtime.bindings import Model
 
 WINDOW = 512  # tokens, for a model without a sliding window
 MAX_WINDOWS = 64
+MAX_BYTES = 1 << 26  # of a file of prompts
 
 SHIPPED = Path(__file__).parents[1] / "data" / "prompts"
 
@@ -55,34 +57,26 @@ def load_prompts(names: Sequence[str] = ()) -> list[Prompt]:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise FormatError(f"prompt id {prompt.id!r} occurs twice")
+            raise FormatError(f"prompt id {brief(prompt.id)} occurs twice")
         seen.add(prompt.id)
     return prompts
 
 
 def _load_set(name: str, shipped: dict[str, Path]) -> list[Prompt]:
     path = shipped.get(name, Path(name))
-    if not path.is_file():
+    if not os.path.exists(path):
         known = ", ".join(shipped) or "none"
         raise FormatError(f"{name}: no such prompt set or file (sets: {known})")
-    try:
-        return parse_prompts(path.read_text(encoding="utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{name}: cannot read prompts ({error})") from None
+    return parse_prompts(read_small(path, MAX_BYTES), name)
 
 
-def parse_prompts(text: str, name: str) -> list[Prompt]:
+def parse_prompts(encoded: bytes, name: str) -> list[Prompt]:
     """Parse JSON lines into prompts; `name` is used in messages. Raises FormatError."""
     prompts = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(encoded.split(b"\n"), start=1):
         if not line.strip():
             continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{name}:{number}: not JSON ({error})") from None
-        if not isinstance(fields, dict):
-            raise FormatError(f"{name}:{number}: not a JSON object")
+        fields = parse_object(line, f"{name}:{number}")
         values = [fields.get("id"), fields.get("text"), fields.get("source", "")]
         if not all(isinstance(value, str) for value in values) or not values[0] or not values[1]:
             raise FormatError(f'{name}:{number}: needs strings "id" and "text"')

@@ -9,7 +9,7 @@ for sequence n the arrays ``seq{n}_ids`` [t], ``seq{n}_rows`` [r] and ``seq{n}_b
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, GgufMtpError
 from gguf_mtp.runtime.bindings import MAX_OUTPUTS, Context, Row
 from gguf_mtp.runtime.pair import PairContexts
 from gguf_mtp.validate.acceptance import Proportion
@@ -29,6 +29,9 @@ MAX_DIFFERENCE = 0.02
 # Others are other models, and are held to be near it: KL divergence, in nats a row, as llama.cpp's
 # ``llama-perplexity --kl-divergence`` measures it. Q4_0 gives hundredths; a wrong graph gives ones.
 MAX_KL = 0.1
+# What a recording may unpack to, in its own size. Most of it are floats, which shrink by a tenth;
+# rows of the ordered head are one value but for a few thousand.
+MAX_RATIO = 256
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ def read_recording(path: Path, n_vocab: int) -> tuple[str, list[Recorded]]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            unpacked = sum(info.file_size for info in arrays.zip.infolist())
+            if unpacked > MAX_RATIO * os.path.getsize(path):
+                raise FormatError(f"{path}: unpacks to {unpacked} bytes, {MAX_RATIO} times its own")
             count = sum(name.endswith("_base_logits") for name in arrays.files)
             if count == 0:
                 raise FormatError(f"{path}: holds no seq0_base_logits")
@@ -100,8 +106,12 @@ def read_recording(path: Path, n_vocab: int) -> tuple[str, list[Recorded]]:
                 if name in arrays.files
             )
             return program, [_sequence(path, arrays, n, n_vocab) for n in range(count)]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path}: not a recording of logits ({error})") from None
+    except GgufMtpError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many things for damaged files
+        raise FormatError(
+            f"{path}: not a recording of logits ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _sequence(path: Path, arrays: Any, number: int, n_vocab: int) -> Recorded:

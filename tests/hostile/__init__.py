@@ -6,6 +6,7 @@ command line over all of it, and docs/robustness.md shows it.
 
 from hostile.case import Case
 from hostile.checkpoints import INDEX, SAFETENSORS
+from hostile.documents import DOCUMENTS
 from hostile.gguf import GGUF
 from hostile.joined import MANIFEST, PARTS, TAIL
 from hostile.packages import LITERTLM, TFLITE
@@ -22,5 +23,6 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "litertlm": LITERTLM,
     "TFLite": TFLITE,
     "manifest": MANIFEST,
+    "other JSON": DOCUMENTS,
 }
 CASES = tuple(case for cases in GROUPS.values() for case in cases)

@@ -75,10 +75,41 @@ USES: dict[str, Line] = {
     "audit": lambda good, path, out: ["audit", "--litert", path, "--hf", good.extracted],
     "audited": lambda good, path, out: ["audit", "--litert", good.package, "--hf", path],
     "verify": lambda good, path, out: ["verify", good.merged, "--manifest", path],
+    "card": lambda good, path, out: ["card", path, "-q", "-o", out / "README.md"],
+    "run": lambda good, path, out: ["run", path, "a", "-n", 2, "-q"],
+    "validate": lambda good, path, out: _measure("validate", path, out, "--backend", "cpu"),
+    "bench": lambda good, path, out: _measure("bench", path, out, "--repetitions", 1),
+    "report": lambda good, path, out: ["report", path, "--badge", "--html", out / "r.html"],
+    "card report": lambda good, path, out: (
+        ["card", good.merged, "-q", "--report", path, "-o", out / "README.md"]
+    ),
+    "prompts": lambda good, path, out: _measure(
+        "validate", good.merged, out, "--backend", "cpu", "--prompts", path
+    ),
+    "record": lambda good, path, out: ["run", good.merged, "a", "-n", 2, "-q"],
+    "metadata": lambda good, path, out: (
+        [*_convert(good, good.target, good.drafter, out), "--metadata", path]
+    ),
 }
+
+
+def _measure(verb: str, path: Path, out: Path, *more: object) -> list[object]:
+    few = ["--n-prompts", 1, "--n-predict", 2, "--n-max", 1]
+    return [verb, path, *few, "--output", out / "o.json", *more]
+
+
+# What a use needs in its environment to open `path`: the record of builds, and no other library.
+ENVIRON: dict[str, Callable[[Path], dict[str, str]]] = {
+    "record": lambda path: {"XDG_CACHE_HOME": str(path.parents[1]), "LLAMA_CPP_LIB_PATH": ""},
+}
+# These run llama.cpp, those where their input is sound.
+RUNS = frozenset({"run", "validate", "bench"})
+RUNS_SOUND = RUNS | {"prompts", "record"}
 # Uses that end in 1 where an input is sound: what they compare differs.
 FINDS = frozenset({"audited"})
-WRITES_NOTHING = frozenset({"inspect", "audit", "audited", "verify", "attach in place"})
+WRITES_NOTHING = frozenset(
+    {"inspect", "audit", "audited", "verify", "attach in place", "run", "record"}
+)
 
 # Writes an input for a use into an empty directory; returns its path.
 Maker = Callable[[Good, Path, str], Path]

@@ -61,12 +61,14 @@ def parts_of(path: Path) -> Parts:
 
 
 # Which of the pair's files each use opens; `inspect` shows any.
-SUBJECTS = {"heads": "heads", "attached": "heads", "split": "merged"}
-READERS = ("inspect", "base", "attach", "attach in place", "heads", "attached", "split")
+# The uses that open a merged file.
+MERGED = ("split", "card", "run", "validate", "bench")
+SUBJECTS = {"heads": "heads", "attached": "heads"} | dict.fromkeys(MERGED, "merged")
+READERS = ("inspect", "base", "attach", "attach in place", "heads", "attached", *MERGED)
 BASES = ("inspect", "base", "attach")
 HEADS = ("heads", "attached")
 # What is no GGUF by its first bytes may be heads of another kind.
-NOT_HEADS = ("inspect", "base", "attach", "attach in place", "split")
+NOT_HEADS = ("inspect", "base", "attach", "attach in place", *MERGED)
 
 Change = Callable[[Parts], Parts | bytes]
 
@@ -440,8 +442,8 @@ GGUF = (
             shape_key(f".{name}".encode(), encoded),
             f"{name} is",
             "expected",
-            uses=("base", "attach", *HEADS),
-            controlled_by=("base", "attach", *HEADS),
+            uses=("base", "attach", *HEADS, "split", "run", "validate", "bench"),
+            controlled_by=("base", "attach", *HEADS, "card", "run"),
         )
         for name, what, encoded in (
             ("block_count", "0", value(U32, struct.pack("<I", 0))),

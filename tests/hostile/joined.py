@@ -44,7 +44,7 @@ def parts_case(name: str, change: Callable[[Files, list[str]], object], *says: s
             (directory / name).write_bytes(data)
         return directory / next(iter(in_parts(good)))
 
-    return Case(f"parts: {name}", make, control, ("split",), says)
+    return Case(f"parts: {name}", make, control, ("split", "run"), says)
 
 
 def with_key(raw: bytes, old: bytes, new: bytes) -> bytes:
@@ -130,7 +130,7 @@ def whole_again(raw: bytearray, found: Footer) -> None:
     raw += replace(found, heads_bytes=len(inner), sha256=digest).encode()
 
 
-TAIL_READERS = ("inspect", "split", "detach", "base", "attach in place")
+TAIL_READERS = ("inspect", "split", "card", "run", "detach", "base", "attach in place")
 
 
 def pending_again(raw: bytearray, found: Footer) -> None:
@@ -142,7 +142,7 @@ sound_tail = edited(lambda raw, found: None)
 
 def tail(name: str, hostile: Maker, *says: str, uses: tuple[str, ...] = TAIL_READERS) -> Case:
     # A sound tail is refused by `base` and `attach`: it has heads already.
-    by = tuple(use for use in uses if use in ("inspect", "split", "detach"))
+    by = tuple(use for use in uses if use not in ("base", "attach in place"))
     return Case(f"tail: {name}", hostile, sound_tail, uses, says, "refused", by)
 
 

@@ -203,7 +203,7 @@ TOKENIZER = (
                 lambda v: v.update({"\ud800": next(i for i in range(512) if i not in v.values())})
             )(found),
         ),
-        "is not valid Unicode",
+        "'\\ud800' is half a character",
     ),
     tokenizer(
         "added token with two ids",

@@ -23,7 +23,7 @@ from gguf_mtp.drafters.litert.weights import Weight
 from gguf_mtp.errors import FormatError, OutputError
 from gguf_mtp.output import OutputFile, check_output, publish_all
 from gguf_mtp.provenance import CONVERTER
-from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.readers.source import SourceFile, name_as_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -116,12 +116,12 @@ def write_checkpoint(
         if source.size != drafter.file.size:
             raise FormatError(f"{drafter.path}: file changed while it was read")
         facts = {
-            "file": drafter.path.name,
+            "file": name_as_text(drafter.path),
             "sha256": _digest(source, advance),
             "converter": CONVERTER,
             **provenance(drafter),
         }
-        metadata = {"format": "pt", "source": drafter.path.name, "sha256": facts["sha256"]}
+        metadata = {"format": "pt", "source": name_as_text(drafter.path), "sha256": facts["sha256"]}
         contents = {
             WEIGHTS: _safetensors(floats, metadata, source, advance),
             NATIVE: _safetensors(natives, metadata, source, advance),
