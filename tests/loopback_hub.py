@@ -18,9 +18,10 @@ COMMIT = "1" * 40
 @dataclass
 class Hub:
     """`files` by (repository, commit) and name; `revisions` by name. Faults: `status` for every
-    request to a repository, `cut_after` bytes of a body's connection (once for each entry),
-    `lies` about hashes by file name. Large files are sent from `storage`, another hub, if set, as
-    the real one does. `seen` are the requests, `tokens` their authorization."""
+    request to a repository, `cut_after` bytes of a body's connection (once for each entry), `lies`
+    about hashes by file name, `raw` bodies instead of lists of files. Large files are sent from
+    `storage`, another hub, if set, as the real one does. `seen` are the requests, `tokens` their
+    authorization."""
 
     url: str = ""
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Hub:
     token: str | None = None
     cut_after: list[int] = field(default_factory=list)
     lies: dict[str, str] = field(default_factory=dict)
+    raw: dict[str, bytes] = field(default_factory=dict)
     storage: "Hub | None" = None
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
@@ -117,6 +119,8 @@ def _answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:
     files = hub.files.get((repo, commit or ""))
     if commit is None or files is None:
         return _refuse(request, 404, "RevisionNotFound")
+    if listing and repo in hub.raw:
+        return _send(request, hub.raw[repo])
     if listing and rest[:1] in ([], ["revision"]):
         rows = [hub.sibling(name, data) for name, data in files.items()]
         return _send(request, json.dumps({"id": repo, "sha": commit, "siblings": rows}).encode())

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf_mtp.errors import FetchError, UnsupportedError
 from gguf_mtp.hub import select
+from gguf_mtp.hub.listing import COMMIT, Listing, listing
 from gguf_mtp.hub.reference import SCHEME, Reference, parse
 from gguf_mtp.hub.transfer import transfer
 from gguf_mtp.hub.verified import Expected, check
@@ -25,7 +24,6 @@ from gguf_mtp.readers.checkpoint import INDEX
 from gguf_mtp.readers.strict_json import read_object
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def local_path(source: str | Path, role: str, *, quiet: bool = True) -> Path:
@@ -77,15 +75,6 @@ def _client(source: str) -> Any:
         ) from None
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """A commit and what is in it; `snapshot` is set where only the cache could be asked."""
-
-    commit: str
-    files: dict[str, Expected]
-    snapshot: Path | None = None
-
-
 class _Repository:
     """A repository at one commit."""
 
@@ -102,14 +91,19 @@ class _Repository:
         self._listing = self._list()
         self.files = self._listing.files
 
-    def _list(self) -> _Listing:
+    def _list(self) -> Listing:
         api = self.client.HfApi(endpoint=self.endpoint)
         try:
             info = api.model_info(
                 self.reference.repo, revision=self.reference.revision, files_metadata=True
             )
-        except (self.errors.HfHubHTTPError, ValueError) as error:
+        except (self.errors.HfHubHTTPError, self.errors.HFValidationError) as error:
             raise self._explained(error) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise FetchError(
+                f"{self.source}: {self.endpoint} answers with what is no list of files "
+                f"({type(error).__name__}: {_line(error)})"
+            ) from None
         except Exception as error:  # offline, or one of the client's transport errors
             cached = self._cached()
             if cached is None:
@@ -119,23 +113,22 @@ class _Repository:
                 ) from None
             self.offline = f"cannot reach {self.endpoint}"
             return cached
-        files = {file.rfilename: _expected(file) for file in info.siblings or []}
-        return _Listing(str(info.sha), files)
+        return listing(info, f"{self.source}: {self.endpoint}")
 
-    def _cached(self) -> _Listing | None:
+    def _cached(self) -> Listing | None:
         """What an earlier run left of the revision."""
         commit = self.reference.revision or "main"
-        if not _COMMIT.fullmatch(commit):
+        if not COMMIT.fullmatch(commit):
             try:
                 commit = (self.folder / "refs" / commit).read_text("utf-8").strip()
             except (OSError, ValueError):
                 return None
         snapshot = self.folder / "snapshots" / commit
-        if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
             return None
         paths = (path for path in sorted(snapshot.rglob("*")) if path.is_file())
         files = {path.relative_to(snapshot).as_posix(): Expected() for path in paths}
-        return _Listing(commit, files, snapshot)
+        return Listing(commit, files, snapshot)
 
     def get(self, names: list[str]) -> dict[str, Path]:
         """The local paths of `names`, fetched where they are not here yet, and compared with
@@ -206,11 +199,6 @@ class _Repository:
             text = _line(error)
         here = "" if self.source.startswith(SCHEME) else "no such path here; "
         return FetchError(f"{self.source}: {here}{text}")
-
-
-def _expected(file: Any) -> Expected:
-    sha256 = None if file.lfs is None else getattr(file.lfs, "sha256", None)
-    return Expected(file.size, sha256, file.blob_id)
 
 
 def _line(error: Exception) -> str:
