@@ -26,7 +26,8 @@ def drop_override() -> None:
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     sets, libc = words(), ctypes.CDLL(None, use_errno=True)
     if libc.capget(header, sets) == 0:
-        sets[0] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+        for effective_or_permitted in (0, 1):
+            sets[effective_or_permitted] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
         libc.capset(header, sets)
 
 

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from gguf_mtp.errors import OutputError
-from gguf_mtp.output import OutputFile, write_whole
+from gguf_mtp.output import OutputFile, check_output, write_whole
+from gguf_mtp.readers.source import SourceFile
 
 # A schema's name is in the first bytes of every report, whatever its format.
 MARK = re.compile(rb"gguf-mtp\.(validate|bench)")
@@ -22,15 +23,13 @@ class ReportFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                start = file.read(MARK_WITHIN)
+        # A device would be removed, too.
+        check_output(path, (), force=True, needed=0)
+        if path.exists():
+            with SourceFile(path) as file:
+                start = file.read(0, min(MARK_WITHIN, file.size))
             if start and not MARK.search(start):
                 raise OutputError(f"{path}: exists and is not a report of gguf-mtp")
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be replaced: {error.strerror}") from None
         OutputFile(path, 0).close()  # can it be made at all? So the earlier one can be removed too.
         path.unlink(missing_ok=True)
 
