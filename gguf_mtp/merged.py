@@ -24,7 +24,7 @@ from gguf_mtp.namespace import (
 from gguf_mtp.notes import Note
 from gguf_mtp.pairing import check_pair, pair_notes
 from gguf_mtp.provenance import SOURCE, TARGET, Digests, check_target, describe
-from gguf_mtp.readers.gguf import MAX_NAME_BYTES, GgufFile
+from gguf_mtp.readers.gguf import MAX_NAME_BYTES, GgufFile, stated_alignment
 
 INLINE = "inline"
 EMBEDDING = "token_embd.weight"
@@ -152,6 +152,7 @@ def _drafter_of(file: GgufFile, whole: Half, base: Half) -> tuple[Drafter, tuple
         elif key.name.startswith(PREFIX) and key.name not in OWN_KEYS:
             keys.append(key.renamed(key.name.removeprefix(PREFIX)))
     keys = _restore_shared(file, keys, base)
+    stated_alignment(keys, f"{file.path}: heads")
     tensors = tuple(
         replace(item, name=item.name.removeprefix(PREFIX))
         for item in whole.tensors

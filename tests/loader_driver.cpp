@@ -1,10 +1,11 @@
 // Loads model files with libllama and says how each went, one line a file:
 //
-//   loader_driver base|heads|pair FILE...
+//   loader_driver base|heads|pair|overflow FILE...
 //
 //   FILE <tab> ok | refused | crashed <tab> the first error logged, or what killed it
 //
-// base: FILE as it is; heads: the drafter inside it; pair: both, with contexts whose graphs are built.
+// base: FILE as it is; heads: the drafter inside it; pair: both, with contexts whose graphs are built;
+// overflow: one byte behind FILE's name is read, which AddressSanitizer has to see.
 // Each file has a process of its own, so that one which crashes does not hide the others; one that takes
 // longer than LIMIT_SECONDS counts as crashed.
 
@@ -72,6 +73,10 @@ static bool load(const std::string & what, const char * path) {
 
 static int child(const std::string & what, const char * path) {
     alarm(LIMIT_SECONDS);
+    if (what == "overflow") {
+        const volatile char * copy = strdup(path);
+        return copy[strlen(path) + 1] & 0;
+    }
     llama_log_set(keep_errors, nullptr);
     const bool has_heads = llama_mtp_file_has_heads(path);
     const bool ok        = load(what, path);
@@ -87,7 +92,7 @@ static int child(const std::string & what, const char * path) {
 
 int main(int argc, char ** argv) {
     if (argc < 3) {
-        fprintf(stderr, "usage: loader_driver base|heads|pair FILE...\n");
+        fprintf(stderr, "usage: loader_driver base|heads|pair|overflow FILE...\n");
         return 2;
     }
     for (int i = 2; i < argc; ++i) {

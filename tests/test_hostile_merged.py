@@ -2,18 +2,25 @@
 base; never a crash. Also with its reading code under AddressSanitizer and UBSan (`make
 test-sanitize`)."""
 
+import json
 import os
+import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from gguf_mtp.api import convert, split
+from gguf_mtp.errors import GgufMtpError
 from hostile_merged import Case, Sound, cases, sound
+from hostile_parts import Set, sets
 from llama_programs import FIXED_DEPTH, GREEDY, THREADS, programs
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 SANITIZERS = "-fsanitize=address,undefined"
 VARIANTS = ("default", "sanitize")
@@ -38,6 +45,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, pair: Sound) -> dict[Path, 
     for path, case in files.items():
         path.write_bytes(case.data)
     return files
+
+
+@pytest.fixture(scope="module")
+def split_sets(tmp_path_factory: pytest.TempPathFactory, pair: Sound) -> dict[Path, Set]:
+    root = tmp_path_factory.mktemp("parts")
+    return {made.write(root / made.name): made for made in sets(pair)}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -65,20 +78,25 @@ def _libraries(variant: str) -> Path:
         return programs(variant)
 
 
-def results(driver: Path, what: str, files: dict[Path, Case]) -> Iterator[tuple[Case, str, str]]:
-    """Of each file: the case, ``ok``, ``refused`` or ``crashed``, and what was said."""
+def lines_of(driver: Path, what: str, paths: Iterable[Path]) -> tuple[list[list[str]], str]:
+    """What the driver prints: path, status and reason of each file; and its stderr."""
     done = subprocess.run(
-        [str(driver), what, *map(str, files)],
+        [str(driver), what, *map(str, paths)],
         env=os.environ | ENVIRON,
         capture_output=True,
         text=True,
         errors="replace",
     )
     assert done.returncode == 0, done.stderr
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == [str(path) for path in files], done.stderr[-3000:]
+    return [line.split("\t") for line in done.stdout.splitlines()], done.stderr
+
+
+def results(driver: Path, what: str, files: Mapping[Path, T]) -> Iterator[tuple[T, str, str]]:
+    """Of each file: its case, ``ok``, ``refused`` or ``crashed``, and what was said."""
+    lines, errors = lines_of(driver, what, files)
+    assert [line[0] for line in lines] == [str(path) for path in files], errors[-3000:]
     for path, status, said in lines:
-        assert status != "crashed", f"{path}: {said}\n{done.stderr[-5000:]}"
+        assert status != "crashed", f"{path}: {said}\n{errors[-5000:]}"
         yield files[Path(path)], status, said
 
 
@@ -97,12 +115,85 @@ def test_refused_with_a_reason_or_loaded(driver: Path, corpus: dict[Path, Case],
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_sanitizers_are_there() -> None:
-    """A variant without them would find nothing."""
-    library = _libraries("sanitize") / "libllama.so"
-    data = library.resolve().read_bytes()
-    assert b"__asan_report_load8" in data
-    assert b"__ubsan_handle_type_mismatch" in data
+def test_the_verbs_survive_them(corpus: dict[Path, Case], tmp_path: Path) -> None:
+    """Through the command line, where files are read strictly before llama.cpp gets them: a result
+    or one line. What llama.cpp refuses, and more, is refused."""
+    programs("default")
+    heads, out = tmp_path / "h.gguf", tmp_path / "README.md"
+    lines = [
+        [f"{verb} {path}", [verb, str(path), *map(str, words)], {}]
+        for path in corpus
+        for verb, words in (
+            ("inspect", ["--json"]),
+            ("split", ["--force", "-q", "--heads-out", heads]),
+            ("card", ["--force", "-q", "-o", out]),
+            ("run", ["a", "-n", 1, "-q"]),
+        )
+    ]
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    command = [sys.executable, str(HERE / "drive_lines.py"), str(tmp_path / "lines.json")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "results.json")],
+        env=os.environ | ENVIRON | {"OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "results.json").read_text())
+    wrong = []
+    for key, result in found.items():
+        verb, path = key.split(" ", 1)
+        case = corpus[Path(path)]
+        refused = result["code"] == 2 and re.fullmatch(r"error: [^\n]+\n", result["err"])
+        if result["exception"] or not (refused or result["code"] == 0):
+            wrong.append(f"{verb} {case.name}: {result}")
+        if verb == "run" and (case.base or case.heads or case.pair) and not refused:
+            wrong.append(f"run {case.name}: accepted")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("what", ["base", "heads"])
+def test_in_parts(driver: Path, split_sets: dict[Path, Set], what: str) -> None:
+    """Heads that lie in another part of the set than their keys, or say they do."""
+    wrong = []
+    for made, status, said in results(driver, what, split_sets):
+        expected = made.base if what == "base" else made.heads
+        if expected not in said or (status == "ok") != (expected == ""):
+            wrong.append(f"{made.name}: {status}, {said}; expected {expected!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_in_parts_in_python(split_sets: dict[Path, Set], tmp_path: Path) -> None:
+    wrong = []
+    for path, made in split_sets.items():
+        said = ""
+        try:
+            split(path, tmp_path / "b.gguf", tmp_path / "h.gguf", force=True)
+        except GgufMtpError as error:
+            said = str(error)
+        if made.split not in said or (said == "") != (made.split == ""):
+            wrong.append(f"{made.name}: {said!r}; expected {made.split!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_sanitizers_are_there(driver: Path) -> None:
+    """A variant without them would find nothing, nor one whose findings are not seen."""
+    library = Path(_linked(driver)).resolve().read_bytes()
+    if b"__asan_init" not in driver.read_bytes():
+        assert b"__asan" not in library
+        return
+    assert b"__asan_report_load8" in library
+    assert b"__ubsan_handle_type_mismatch" in library
+    ((_, status, _),), errors = lines_of(driver, "overflow", [driver])
+    assert status == "crashed"
+    assert "heap-buffer-overflow" in errors
+
+
+def _linked(driver: Path) -> str:
+    """The libllama that the driver loads."""
+    said = subprocess.run(["ldd", str(driver)], capture_output=True, text=True, check=True).stdout
+    return next(line.split()[2] for line in said.splitlines() if "libllama.so" in line)
 
 
 def test_the_programs_say_the_same(corpus: dict[Path, Case]) -> None:

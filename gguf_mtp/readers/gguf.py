@@ -4,6 +4,7 @@ Source: the GGUF specification (ggml ``docs/gguf.md``) and llama.cpp's ``ggml/sr
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,7 +127,7 @@ def read_gguf(path: Path, *, window: Window | None = None) -> GgufFile:
         cursor = _Cursor(source)
         version, n_tensors, n_pairs = _read_counts(cursor)
         keys = _read_pairs(cursor, n_pairs)
-        alignment = _alignment(cursor, keys)
+        alignment = stated_alignment(keys, str(path))
         infos = [_read_tensor_info(cursor, index) for index in range(n_tensors)]
         _check_unique(cursor, [info.name for info in infos])
         data_start = -(-cursor.offset // alignment) * alignment
@@ -250,17 +251,21 @@ def _check_bools(cursor: _Cursor, raw: bytes, field: str) -> None:
         )
 
 
-def _alignment(cursor: _Cursor, keys: tuple[KeyValue, ...]) -> int:
+def stated_alignment(keys: Iterable[KeyValue], where: str) -> int:
+    """To what tensors are aligned in a file with these keys. Raises FormatError, naming `where`."""
     for key in keys:
         if key.name != "general.alignment":
             continue
         if key.type is not ValueType.UINT32:
-            raise cursor.error(f"general.alignment has type {key.type.name}, expected UINT32")
+            raise FormatError(
+                f"{where}: general.alignment has type {key.type.name}, expected UINT32"
+            )
         value = int(key.value)
         # llama.cpp accepts any power of two; below 8 tensors of 8-byte values would be unaligned.
         if value < 8 or value > MAX_ALIGNMENT or value & (value - 1):
-            raise cursor.error(
-                f"general.alignment is {value}, expected a power of two from 8 to {MAX_ALIGNMENT}"
+            raise FormatError(
+                f"{where}: general.alignment is {value}, "
+                f"expected a power of two from 8 to {MAX_ALIGNMENT}"
             )
         return value
     return DEFAULT_ALIGNMENT
