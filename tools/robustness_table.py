@@ -1,4 +1,5 @@
-"""Write the tables of docs/robustness.md from the tests: hostile inputs, CVE regressions."""
+"""Write the tables of docs/robustness.md from the tests, hostile inputs and CVE regressions, and
+how many of each there are."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from hostile import GROUPS  # noqa: E402
+from hostile import CASES, GROUPS  # noqa: E402
 from hostile.case import Case  # noqa: E402
 
 PAGE = ROOT / "docs" / "robustness.md"
@@ -45,9 +46,29 @@ def vulnerabilities() -> str:
     return "".join(lines)
 
 
+def faults(page: str) -> list[str]:
+    """The rows of the table of faults, which is written by hand."""
+    section = page.split("## Faults while writing\n")[1].split("\n## ")[0]
+    return [line for line in section.splitlines() if re.match(r"\| (?!fault|-)", line)]
+
+
+def counts(page: str) -> str:
+    refused = sum(case.is_refused for case in CASES)
+    openings = sum(len(case.uses) for case in CASES)
+    return (
+        f"\nInputs: {len(CASES)}, of which {refused} are refused, opened in {openings} ways. "
+        f"Faults: {len(faults(page))}. "
+        f"Known vulnerabilities: {vulnerabilities().count('| CVE-')}.\n"
+    )
+
+
 def render(page: str) -> str:
     """`page` with its tables as the tests have them."""
-    for name, table in (("inputs", inputs()), ("vulnerabilities", vulnerabilities())):
+    for name, table in (
+        ("counts", counts(page)),
+        ("inputs", inputs()),
+        ("vulnerabilities", vulnerabilities()),
+    ):
         begin, end = MARK.format(name), MARK.format(f"end of {name}")
         if not (begin in page and end in page):
             raise ValueError(f"{PAGE}: no marks for {name}")

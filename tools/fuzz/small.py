@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,13 @@ from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.litertlm import TFLITE_MODEL, read_litertlm
 from gguf_mtp.readers.tail import Footer
 from gguf_mtp.tail import TAIL
+from gguf_mtp.verify import manifest_path
 from gguf_mtp.writer import write_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+import _report_documents as reports  # noqa: E402
 import tiny  # noqa: E402
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -109,6 +112,16 @@ def tokenizer() -> bytes:
     return json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def manifest(small: Small) -> bytes:
+    """Of the merged file, cut to two of its tensors."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / small.merged.name
+        convert(small.base, small.heads, copy, verify=True)
+        stated = json.loads(manifest_path(copy).read_bytes())
+    del stated["converter"]  # seeds outlive versions
+    return json.dumps({**stated, "tensors": stated["tensors"][:2]}).encode()
+
+
 def seeds(small: Small) -> dict[str, dict[str, bytes]]:
     """By target and name. Those of packages are the test suite's fixtures."""
     index = {"weight_map": {f"t{number}": f"model-{number}.safetensors" for number in (1, 2)}}
@@ -131,5 +144,11 @@ def seeds(small: Small) -> dict[str, dict[str, bytes]]:
         # Without its checksum, which is put behind every input.
         "tail": {"keys": tail_file()[:-CRC_BYTES]},
         "tflite": models,
+        "report": {
+            "validation": json.dumps(reports.validation(**reports.beside_the_cpu())).encode(),
+            "benchmark": json.dumps(reports.benchmark()).encode(),
+        },
+        "prompts": {"two": b'{"id": "a", "text": "b", "windows": 2}\n{"id": "c", "text": "d"}\n'},
+        "manifest": {"merged": manifest(small)},
         "litertlm": {},
     }

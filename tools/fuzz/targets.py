@@ -19,13 +19,19 @@ from gguf_mtp.drafters.litert.package import read_drafter
 from gguf_mtp.drafters.sources import heads_from_gguf
 from gguf_mtp.gemma4.general import general_keys
 from gguf_mtp.gemma4.vocabulary import vocabulary
-from gguf_mtp.merged import separate
+from gguf_mtp.merged import join, separate
+from gguf_mtp.plan import plan
 from gguf_mtp.readers.checkpoint import Checkpoint, read_checkpoint
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.readers.strict_json import read_object
 from gguf_mtp.readers.tail import FOOTER_BYTES
 from gguf_mtp.readers.tflite import read_tflite
+from gguf_mtp.report import badges, render
+from gguf_mtp.report.benchmark import SCHEMA as BENCHMARK
 from gguf_mtp.tail import read_tail
+from gguf_mtp.validate.prompts import parse_prompts
+from gguf_mtp.verify import compare_with_manifest
 
 ALIGNMENT = 32
 Files = dict[str, bytes]
@@ -71,8 +77,13 @@ def _gguf(small: Small, path: Path) -> object:
     return json.dumps(document(read_gguf(path)))
 
 
+def _merged(small: Small, path: Path) -> object:
+    return [plan(half.keys, half.tensors).header({}) for half in separate(read_gguf(path))]
+
+
 def _heads(small: Small, path: Path) -> object:
-    return heads_from_gguf(read_gguf(path), small.half)
+    merged = join(small.half, heads_from_gguf(read_gguf(path), small.half))
+    return plan(merged.keys, merged.tensors).header({})
 
 
 def _index(small: Small, path: Path) -> object:
@@ -107,6 +118,16 @@ def _litertlm(small: Small, path: Path) -> object:
     return read_drafter(path, ignore_names=True)
 
 
+def _report(small: Small, path: Path) -> object:
+    document = read_object(path)
+    page = render([("report", document)])
+    return page, badges(document) if document["schema"] != BENCHMARK else None
+
+
+def _manifest(small: Small, path: Path) -> object:
+    return (compare_with_manifest(small.merged, path, lambda nbytes: None),)
+
+
 def _from_drafter(*names: str) -> Callable[[Small], Files]:
     return lambda small: {name: (small.drafter / name).read_bytes() for name in names}
 
@@ -118,7 +139,7 @@ TARGETS = {
     "gguf": Target("f.gguf", _gguf, GGUF_WORDS, lambda small: weights_of(small.base)),
     "merged": Target(
         "f.gguf",
-        lambda small, path: separate(read_gguf(path)),
+        _merged,
         (*GGUF_WORDS, "mtp.", "mtp.format.version", "mtp.blk.0."),
         lambda small: weights_of(small.merged),
     ),
@@ -155,5 +176,12 @@ TARGETS = {
     "card": Target("README.md", _card, ("---\n", "&a ", "*a", "!!", "<<: ", "- ", "base_model:")),
     "tail": Target("f.tail", _tail, ("GGUF-MTP", "MTP-OPEN", "GGUF")),
     "tflite": Target("f.tflite", _tflite, ("TFL3",)),
+    "report": Target("r.json", _report, ("null", "1e308", "5e-324", *JSON_WORDS)),
+    "prompts": Target(
+        "p.jsonl",
+        lambda small, path: parse_prompts(path.read_bytes(), path.name),
+        ("windows", "chat", "source", *JSON_WORDS),
+    ),
+    "manifest": Target("m.json", _manifest, ("tensors", "offset", "bytes", *JSON_WORDS)),
     "litertlm": Target("f.litertlm", _litertlm, ("LITERTLM", "TFL3"), max_bytes=130_000),
 }
