@@ -18,7 +18,7 @@ import pytest
 from gguf_mtp.ggml import TYPES
 from llama_programs import programs
 
-WIDTHS = range(2, 9)
+WIDTHS = range(2, 14)
 # Type -> offsets of the F16 scales within a block.
 KINDS = {
     "Q4_0": (0,),

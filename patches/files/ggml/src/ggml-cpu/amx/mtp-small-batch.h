@@ -1,6 +1,6 @@
 #pragma once
 
-// Products with a few rows of activations, as a speculative round has them: 2 to 8 tokens.
+// Products with a few rows of activations, as a speculative round has them: 2 to 8 tokens, more with several sequences.
 //
 // AMX unpacks a block of weights into tiles made for 32 rows, which costs more than it gains when there are few. Here
 // the weights are unpacked into registers once and multiplied with up to MTP_ROWS rows by VNNI, as
@@ -15,7 +15,7 @@ constexpr int MTP_ROWS = 4;
 inline int mtp_small_batch_limit(ggml_type type) {
     switch (type) {
         case GGML_TYPE_Q4_0:
-        case GGML_TYPE_Q6_K:   return 8;
+        case GGML_TYPE_Q6_K:   return 12;
         case GGML_TYPE_Q8_0:   return 6;
         case GGML_TYPE_Q4_K:   return 5;
         case GGML_TYPE_Q5_K:
