@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.shapes import PAIRS, VOCABULARY, PairShape
+from bench.shapes import PAIRS
 from gguf_mtp.gemma4.config import FULL, SLIDING, read_text_config
+from gguf_mtp.gemma4.released import VOCABULARY, Released
 from gguf_mtp.gemma4.tensors import block_shapes, named, target_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def write_pair(root: Path, size: str, layers: int | None, *, sparse: bool) -> tu
     return base, heads
 
 
-def _drafter_shapes(pair: PairShape) -> Shapes:
+def _drafter_shapes(pair: Released) -> Shapes:
     drafter, backbone = pair.drafter, pair.target.hidden_size
     width = drafter.hidden_size
     shapes: Shapes = {

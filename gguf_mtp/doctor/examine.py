@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gguf_mtp.doctor.checks import MISSING, OK, PROGRAMS, WARN, Check, package, program, versions
-from gguf_mtp.doctor.fits import CONTEXT, SIZES, best_that_fits
+from gguf_mtp.doctor.fits import CONTEXT, best_that_fits, needed
 from gguf_mtp.doctor.memory import Place, system_memory
+from gguf_mtp.doctor.weights import NUMBER_TYPES, target_bytes
+from gguf_mtp.gemma4.released import RELEASED
 
 SCHEMA = "gguf-mtp.doctor/1"
 PROBE_SECONDS = 120
@@ -44,11 +46,11 @@ class Examination:
             "places": [asdict(place) for place in self.places],
             "fits": [
                 {
-                    "size": size.name,
+                    "size": size,
                     "place": place.name,
                     "outtype": best_that_fits(size, place.usable),
                 }
-                for size in SIZES
+                for size in RELEASED
                 for place in self.places
             ],
             "next": self.next_steps(),
@@ -61,7 +63,7 @@ def examine() -> Examination:
     devices = [entry for entry in probed.get("devices", []) if isinstance(entry, dict)]
     asked = [_place(device) for device in devices if not device.get("cpu")]
     places = [place for place in asked if place is not None] or _nvidia()
-    memory = system_memory()
+    memory = system_memory() or _memory_of_cpu(devices)
     if memory is not None:
         places.append(Place("memory", "main memory", memory))
     found = tuple(places)
@@ -83,7 +85,7 @@ def examine() -> Examination:
             package("huggingface_hub", "hub", "hub", "only for names of the hub", required=False),
             _disk(),
             _memory(memory),
-            *(_fit(size.name, index, found) for index, size in enumerate(SIZES)),
+            *(_fit(size, found) for size in RELEASED),
         ),
         found,
     )
@@ -142,6 +144,12 @@ def _place(device: dict[str, Any]) -> Place | None:
     return Place(str(device.get("name")), str(device.get("description")), total, free or None)
 
 
+def _memory_of_cpu(devices: list[dict[str, Any]]) -> int | None:
+    """What the library says of main memory, for systems that Python cannot ask (Windows)."""
+    totals = (device.get("total") for device in devices if device.get("cpu"))
+    return next((total for total in totals if isinstance(total, int) and total > 0), None)
+
+
 def _nvidia() -> list[Place]:
     """GPUs that the driver knows, also where no library uses them."""
     tool = shutil.which("nvidia-smi")
@@ -170,8 +178,12 @@ def _disk() -> Check:
     place = next(p for p in (Path.cwd(), *Path.cwd().parents) if p.exists())
     free = shutil.disk_usage(place).free
     text = f"{free / GIB:.0f} GiB free here"
-    if free < 20 * GIB:
-        return Check("disk", WARN, f"{text}; E2B in 16 bits takes 11 to fetch and 11 to merge")
+    smallest = target_bytes(RELEASED["E2B"], "bf16")
+    if free < 2 * smallest:
+        size = f"{smallest / GIB:.0f} GiB"
+        return Check(
+            "disk", WARN, f"{text}; E2B in 16 bits takes {size} to fetch and to merge, each"
+        )
     return Check("disk", OK, text)
 
 
@@ -182,17 +194,16 @@ def _memory(memory: int | None) -> Check:
     return Check("memory", OK, f"{memory / GIB:.1f} GiB, {cpus}")
 
 
-def _fit(name: str, index: int, places: tuple[Place, ...]) -> Check:
+def _fit(size: str, places: tuple[Place, ...]) -> Check:
     """The widest number type in each place, and what it takes there."""
-    size, shown = SIZES[index], []
+    shown = []
     for place in places:
         outtype = best_that_fits(size, place.usable)
         if outtype is not None:
-            needed = size.needed(outtype) / GIB
-            shown.append(
-                f"{outtype} in {place.name} ({needed:.1f} of {place.usable / GIB:.1f} GiB)"
-            )
+            takes = needed(size, outtype) / GIB
+            shown.append(f"{outtype} in {place.name} ({takes:.1f} of {place.usable / GIB:.1f} GiB)")
     if shown:
-        return Check(name, OK, f"fits as {'; '.join(shown)}")
-    least = size.needed("q4_k_m") / GIB
-    return Check(name, WARN, f"does not fit: {least:.1f} GiB as q4_k_m with {CONTEXT} tokens")
+        return Check(size, OK, f"fits as {'; '.join(shown)}")
+    smallest = NUMBER_TYPES[-1]
+    least = needed(size, smallest) / GIB
+    return Check(size, WARN, f"does not fit: {least:.1f} GiB as {smallest}, {CONTEXT} tokens")

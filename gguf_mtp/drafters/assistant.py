@@ -62,7 +62,7 @@ def assistant_from_checkpoint(
 
     named_refs = {ref.name: ref for ref in checkpoint.tensors}
     head_refs = [named_refs.pop(name, None) for name in (CENTROIDS_SUFFIX, ORDERING_SUFFIX)]
-    pairs = match_tensors(checkpoint, named_refs, _expected(config, backbone))
+    pairs = match_tensors(checkpoint, named_refs, drafter_tensors(config, backbone))
     tensors = [rope_freqs(config), *(converted(item, ref, number) for item, ref in pairs)]
     # llama.cpp's converter counts parameters without the ordered head.
     general, stated = general_keys(checkpoint, ARCH, tensors)
@@ -113,7 +113,8 @@ def _integer(checkpoint: Checkpoint, name: str, default: int) -> int:
     return value
 
 
-def _expected(config: TextConfig, backbone: int) -> Iterator[Expected]:
+def drafter_tensors(config: TextConfig, backbone: int) -> Iterator[Expected]:
+    """Every tensor of a drafter but its ordered head; `backbone` is its target's hidden size."""
     width = config.hidden_size
     rows = (config.vocab_size, width)
     yield Expected("model.embed_tokens.weight", "token_embd.weight", rows)

@@ -16,12 +16,13 @@ import numpy as np
 from gguf.constants import LlamaFileType
 
 from bench.blocks import random_chunks
-from bench.shapes import PAIRS, PairShape
+from bench.shapes import PAIRS
 from gguf_mtp import api
 from gguf_mtp.drafters.drafter import ARCH as DRAFTER_ARCH
 from gguf_mtp.drafters.ordered_head import CENTROIDS, COUNT_KEY, ORDERING, TOP_K_KEY
 from gguf_mtp.gemma4.config import TextConfig
 from gguf_mtp.gemma4.keys import hyperparameters, quantization_version, rope_freqs
+from gguf_mtp.gemma4.released import Released
 from gguf_mtp.gemma4.target import ARCH as TARGET_ARCH
 from gguf_mtp.gemma4.tensors import block_shapes, named, target_tensors
 from gguf_mtp.ggml import BF16, F16, F32, I32, Q8_0, TYPES, GgmlType
@@ -115,7 +116,7 @@ def _write(model: Plan, path: Path) -> None:
         publish_all((output,))
 
 
-def _target_plan(shape: PairShape, file_type: str) -> Plan:
+def _target_plan(shape: Released, file_type: str) -> Plan:
     config = shape.target
     matrix, embedding, _ = FILE_TYPES[file_type]
     kinds = {"token_embd.weight": embedding, HOLE: embedding, KEPT_16_BIT: BF16}
@@ -127,7 +128,7 @@ def _target_plan(shape: PairShape, file_type: str) -> Plan:
     return plan(tuple(keys), tuple(tensors))
 
 
-def _drafter_plan(shape: PairShape, file_type: str) -> Plan:
+def _drafter_plan(shape: Released, file_type: str) -> Plan:
     """The drafter with its ordered head. Stock llama.cpp wants a tokenizer in its file too."""
     config = shape.drafter
     matrix, embedding, _ = FILE_TYPES[file_type]
