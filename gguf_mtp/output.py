@@ -2,10 +2,10 @@
 and one that gets a tail in place without its own bytes being touched."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import weakref
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from gguf_mtp import system
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import OutputError
 from gguf_mtp.readers.tail import Footer, read_footer
@@ -25,11 +26,14 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool, needed: int
     """Refuse, before any weight is read, an output that could not or must not be written.
 
     Raises OutputError: the directory is missing, read-only or too full for `needed` bytes; `path`
-    is one of `inputs` under any name; it exists (`force` allows to replace regular files).
+    is one of `inputs` under any name; it exists (`force` allows to replace regular files); the
+    system can have no file of that name.
     """
     directory = path.parent
     if not directory.is_dir():
         raise OutputError(f"{path}: directory {directory} does not exist")
+    if system.WINDOWS and (reason := system.wrong_name(path.name)):
+        raise OutputError(f"{path}: {reason}; choose another")
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -76,29 +80,29 @@ class Target(Closing):
         done = 0
         while done < len(data):
             try:
-                done += os.pwrite(self.fd, data[done:], offset + done)
+                done += system.write_at(self.fd, data[done:], offset + done)
             except OSError as error:
                 raise self._failure("write", error, f" at offset {offset + done}") from error
         self.written += done
 
     def sha256(self, begin: int, end: int) -> bytes:
         """The SHA-256 of what has been written between two offsets."""
-        digest = hashlib.sha256()
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
         while begin < end:
             try:
-                data = os.pread(self.fd, min(READ_BYTES, end - begin), begin)
+                count = system.read_at(self.fd, buffer[: end - begin], begin)
             except OSError as error:
                 raise self._failure("reading", error, f" at offset {begin}") from error
-            if not data:
+            if not count:
                 raise OutputError(f"{self.path}: ends at {begin}, expected {end} bytes")
-            digest.update(data)
-            begin += len(data)
+            digest.update(buffer[:count])
+            begin += count
         return digest.digest()
 
     def sync(self) -> None:
         """Put the bytes on the medium; from here on a power cut cannot lose them."""
         try:
-            os.fsync(self.fd)
+            system.sync(self.fd)
         except OSError as error:
             raise self._failure("fsync", error) from error
 
@@ -124,8 +128,7 @@ class OutputFile(Target):
         self._discard = weakref.finalize(self, _remove, self.temp)
         self._open = False
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self.fd = os.open(self.temp, flags, 0o666)
+            self.fd = os.open(self.temp, system.CREATE, 0o666)
             self._open = True
             os.ftruncate(self.fd, nbytes)
         except OSError as error:
@@ -202,11 +205,7 @@ def _sync_all(directories: Iterable[Path]) -> None:
     """Make the names in `directories` durable."""
     for path in directories:
         try:
-            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            system.sync_directory(path)
         except OSError as error:
             raise OutputError(f"{path}: fsync of the directory failed: {error.strerror}") from error
 
@@ -274,7 +273,7 @@ class AppendedFile(Target):
             self._open = False
             try:
                 os.ftruncate(self.fd, self.footer.base_bytes)
-                os.fsync(self.fd)
+                system.sync(self.fd)
             except OSError as error:
                 raise OutputError(
                     f"{self.path}: failed, and cutting it back to the base failed as well: "
@@ -289,7 +288,7 @@ def cut(path: Path, nbytes: int) -> None:
     fd = _open_locked(path)
     try:
         os.ftruncate(fd, nbytes)
-        os.fsync(fd)
+        system.sync(fd)
     except OSError as error:
         raise OutputError(f"{path}: cutting to {nbytes} bytes failed: {error.strerror}") from error
     finally:
@@ -306,11 +305,11 @@ def _close(fd: int, path: Path) -> None:
 def _open_locked(path: Path) -> int:
     """A descriptor to change the regular file `path` with, which no other process has."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, system.READ_WRITE)
     except OSError as error:
         raise OutputError(f"{path}: cannot be changed: {error.strerror}") from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(fd)
     except OSError:
         os.close(fd)
         raise OutputError(f"{path}: is being changed by another process") from None
@@ -319,5 +318,4 @@ def _open_locked(path: Path) -> int:
 
 def free_bytes(directory: Path) -> int:
     """What may still be written to the file system of `directory`."""
-    room = os.statvfs(directory)
-    return room.f_bavail * room.f_frsize
+    return shutil.disk_usage(directory).free

@@ -13,6 +13,7 @@ from gguf_mtp.plan import FilePlan, Plan, one_gguf
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.source import TensorRef
 from gguf_mtp.readers.tail import read_footer
+from gguf_mtp.system import place
 
 
 def write_gguf(
@@ -61,7 +62,11 @@ def write_files(
     Raises OutputError, or FormatError when a source changes or ends early.
     """
     needed = sum(file.plan.total_bytes for file in files)
+    places: dict[object, Path] = {}
     for file in files:
+        other = places.setdefault(place(file.path), file.path)
+        if other is not file.path:
+            raise OutputError(f"{file.path}: is the same file as the other output, {other}")
         check_output(file.path, file.plan.source_files, force=force, needed=needed)
     digests: dict[Path, str] = {}
     outputs = []

@@ -76,7 +76,10 @@ def test_split_needs_an_output(tiny_merged: Path) -> None:
 def test_split_refuses_one_output_for_both(tmp_path: Path, tiny_merged: Path) -> None:
     out = tmp_path / "x.gguf"
     result = run("split", tiny_merged, "--base-out", out, "--heads-out", out)
-    assert (result.exit_code, result.stderr) == (2, f"error: {out}: given as both outputs\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: {out}: is the same file as the other output, {out}\n",
+    )
 
 
 @pytest.mark.parametrize("verb", ["convert", "split", "inspect"])

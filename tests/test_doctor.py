@@ -177,12 +177,14 @@ def test_parameters_of_the_released_sizes(size: str, millions: int) -> None:
 def test_released_sizes_are_those_that_are_converted(size: str) -> None:
     """What the checkpoints in tests/structures have of a size, all but widths and experts."""
     record = json.loads((Path(__file__).parent / "structures" / f"{size}.json").read_text("utf-8"))
-    same = ("layer_types", "heads", "kv_heads", "full_kv_heads", "context_length", "k_eq_v")
-    same += ("sliding_window", "kv_shared_layers", "double_wide_mlp", "sliding_rope", "full_rope")
-    for role, released in (("target", RELEASED[size].target), ("drafter", RELEASED[size].drafter)):
+    shared = ("layer_types", "kv_heads", "full_kv_heads")
+    own = ("heads", "context_length", "sliding_window", "kv_shared_layers", "double_wide_mlp")
+    for role, released, names in (
+        ("target", RELEASED[size].target, (*shared, *own, "k_eq_v", "sliding_rope", "full_rope")),
+        ("drafter", RELEASED[size].drafter, shared),
+    ):
         values = record[role]["config"]["text_config"]
         config = read_text_config(values, size, values["model_type"])
-        names = same if role == "target" else ("layer_types", "kv_heads", "full_kv_heads")
         for name in names:
             assert getattr(released, name) == getattr(config, name), (role, name)
     assert bool(RELEASED[size].centroids) == record["drafter"]["config"]["use_ordered_embeddings"]
@@ -203,7 +205,7 @@ def test_sizes_of_mixed_types_are_those_of_llama_quantize(size: str, tmp_path: P
     file.write_bytes(layout.header({}))
     os.truncate(file, layout.total_bytes)
     for outtype in MIXED:
-        command = [programs("default") / "llama-quantize", "--dry-run", file, outtype]
+        command = [str(programs("default") / "llama-quantize"), "--dry-run", str(file), outtype]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         (mib,) = re.findall(r"quant size\s+=\s+([\d.]+) MiB", done.stdout + done.stderr)
         assert abs(target_bytes(RELEASED[size], outtype) / 2**20 - float(mib)) < 0.01

@@ -159,8 +159,8 @@ def test_a_file_that_does_not_read_back_is_not_published(
 def test_preflight_names_needed_and_free(
     tmp_path: Path, tiny_target: Path, tiny_drafter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Room = namedtuple("Room", "f_bavail f_frsize")
-    monkeypatch.setattr(os, "statvfs", lambda path: Room(10, 4096))
+    Room = namedtuple("Room", "f_bavail f_frsize f_blocks f_bfree")
+    monkeypatch.setattr(os, "statvfs", lambda path: Room(10, 4096, 20, 10))
     with pytest.raises(OutputError, match=r"needs \d+ bytes, 40960 are free"):
         convert(tiny_target, tiny_drafter, tmp_path / "m.gguf")
     assert listing(tmp_path) == []

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from gguf_mtp import __version__
 
 # Where results go has no part in what they are.
+SEPARATORS = [sep for sep in (os.sep, os.altsep) if sep]
 OUTPUTS = {"as_json", "as_badge", "html", "output", "verbose"}
 
 
@@ -57,5 +58,5 @@ def _word(value: Any) -> str:
     if isinstance(value, Path):
         return value.name
     if isinstance(value, str):
-        return Path(value).name if os.sep in value else value
+        return Path(value).name if any(sep in value for sep in SEPARATORS) else value
     return ",".join(sorted(value)) if isinstance(value, Iterable) else str(value)

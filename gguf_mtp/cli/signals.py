@@ -9,8 +9,17 @@ from typing import NoReturn
 
 import click
 
-# What ends the process, and how that is said.
-ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+# What ends the process, and how that is said. Windows has no SIGHUP, and a SIGBREAK.
+ENDINGS: dict[signal.Signals, str] = {
+    getattr(signal, name): said
+    for name, said in (
+        ("SIGINT", "interrupted"),
+        ("SIGTERM", "terminated"),
+        ("SIGHUP", "hung up"),
+        ("SIGBREAK", "interrupted"),
+    )
+    if hasattr(signal, name)
+}
 
 
 class Ended(BaseException):

@@ -10,7 +10,6 @@ from gguf_mtp.api import plan_split, write_outputs
 from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes, print_notes
 from gguf_mtp.drafters.dialects import UPSTREAM, WRITABLE
-from gguf_mtp.errors import OutputError
 from gguf_mtp.naming import split_names
 from gguf_mtp.writer import bytes_to_read
 
@@ -65,12 +64,6 @@ def command(
         base_out /= base_name
     if heads_out is not None and heads_out.is_dir():
         heads_out /= heads_name
-    if (
-        base_out is not None
-        and heads_out is not None
-        and base_out.absolute() == heads_out.absolute()
-    ):
-        raise OutputError(f"{base_out}: given as both outputs")
     outputs = plan_split(merged, base_out, heads_out, dialect=dialect)
     total = sum(bytes_to_read(output.plan) for output in outputs)
     with progress_bar(merged.name, total, quiet=quiet or as_json) as advance:

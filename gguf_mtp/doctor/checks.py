@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_mtp import __version__
+from gguf_mtp import __version__, system
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 SECONDS = 10
@@ -34,16 +34,38 @@ class Program:
     commands: tuple[str, ...]
     debian: str
     macos: str
+    windows: str
     optional: str = ""
 
 
 _XCODE = "xcode-select --install"
+_BUILD_TOOLS = "winget install Microsoft.VisualStudio.2022.BuildTools"
 PROGRAMS = (
-    Program("compiler", ("c++", "g++", "clang++", "cl"), "apt install g++", _XCODE),
-    Program("cmake", ("cmake",), "apt install cmake", "brew install cmake"),
-    Program("make", ("make", "gmake"), "apt install make", _XCODE),
-    Program("git", ("git",), "apt install git", _XCODE),
-    Program("ccache", ("ccache",), "apt install ccache", "brew install ccache", "faster rebuilds"),
+    Program("compiler", ("c++", "g++", "clang++", "cl"), "apt install g++", _XCODE, _BUILD_TOOLS),
+    Program(
+        "cmake",
+        ("cmake",),
+        "apt install cmake",
+        "brew install cmake",
+        "winget install Kitware.CMake",
+    ),
+    Program(
+        "make",
+        ("make", "gmake"),
+        "apt install make",
+        _XCODE,
+        "winget install ezwinports.make",
+        "what the Makefile shortens" if system.WINDOWS else "",
+    ),
+    Program("git", ("git",), "apt install git", _XCODE, "winget install Git.Git"),
+    Program(
+        "ccache",
+        ("ccache",),
+        "apt install ccache",
+        "brew install ccache",
+        "winget install Ccache.Ccache",
+        "faster rebuilds",
+    ),
 )
 
 
@@ -52,8 +74,7 @@ def program(row: Program) -> Check:
     names = (os.environ.get("CXX", ""), *row.commands) if row.name == "compiler" else row.commands
     found = next((path for name in names if name and (path := shutil.which(name))), None)
     if found is None:
-        what = "install it with your system's packages"
-        what = row.macos if sys.platform == "darwin" else row.debian if _is_debian() else what
+        what = _how_to_install(row)
         state = WARN if row.optional else MISSING
         why = f"; only for {row.optional}" if row.optional else ""
         return Check(row.name, state, f"not found{why}", what)
@@ -61,8 +82,14 @@ def program(row: Program) -> Check:
     return Check(row.name, OK, _short(line) or Path(found).name)
 
 
-def _is_debian() -> bool:
-    return os.path.exists("/etc/debian_version")
+def _how_to_install(row: Program) -> str:
+    if system.WINDOWS:
+        return row.windows
+    if sys.platform == "darwin":
+        return row.macos
+    if os.path.exists("/etc/debian_version"):
+        return row.debian
+    return "install it with your system's packages"
 
 
 def first_line(command: list[str]) -> str:

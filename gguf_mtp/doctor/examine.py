@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf_mtp import system
 from gguf_mtp.doctor.checks import MISSING, OK, PROGRAMS, WARN, Check, package, program, versions
 from gguf_mtp.doctor.fits import CONTEXT, best_that_fits, needed
 from gguf_mtp.doctor.memory import Place, system_memory
@@ -18,7 +19,10 @@ from gguf_mtp.gemma4.released import RELEASED
 SCHEMA = "gguf-mtp.doctor/1"
 PROBE_SECONDS = 120
 GIB = 1 << 30
-BUILD = "make patch-llamacpp (in a clone of gguf-mtp)"
+_TARGET = "python tools/patch_llamacpp.py" if system.WINDOWS else "make patch-llamacpp"
+_CUDA = "--backend cuda" if system.WINDOWS else "BACKEND=cuda"
+BUILD = f"{_TARGET} (in a clone of gguf-mtp)"
+BUILD_CUDA = f"{_TARGET} {_CUDA} (in a clone of gguf-mtp)"
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _backends(devices: list[dict[str, Any]], places: tuple[Place, ...]) -> Check
         return Check("devices", WARN, "unknown, as there is no library to ask")
     text = ", ".join(names)
     if unused:
-        return Check("devices", WARN, f"{text}; the GPU is not used", f"{BUILD}, BACKEND=cuda")
+        return Check("devices", WARN, f"{text}; the GPU is not used", BUILD_CUDA)
     return Check("devices", OK, text)
 
 

@@ -66,10 +66,13 @@ _LARGE = replace(
 )
 
 
-def _drafter(target: TextConfig, **own: int) -> TextConfig:
+def _drafter(target: TextConfig, width: int, feed_forward: int, heads: int) -> TextConfig:
     """Four layers that have their target's keys and values, so also its head widths."""
     return replace(
         target,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        heads=heads,
         layer_types=_layers(4, 4),
         final_logit_softcapping=None,
         per_layer_input_size=0,
@@ -79,17 +82,15 @@ def _drafter(target: TextConfig, **own: int) -> TextConfig:
         experts=None,
         experts_used=None,
         expert_intermediate_size=None,
-        **own,
     )
 
 
 def _on_device(name: str, target: TextConfig) -> Released:
-    drafter = _drafter(target, hidden_size=256, intermediate_size=2048, heads=4)
-    return Released(name, target, drafter, centroids=2048, top_k=32)
+    return Released(name, target, _drafter(target, 256, 2048, 4), centroids=2048, top_k=32)
 
 
 def _large(name: str, target: TextConfig) -> Released:
-    return Released(name, target, _drafter(target, hidden_size=1024, intermediate_size=8192))
+    return Released(name, target, _drafter(target, 1024, 8192, target.heads))
 
 
 RELEASED = {

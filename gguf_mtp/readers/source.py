@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_mtp import system
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import FormatError
 
@@ -45,7 +46,7 @@ class SourceFile(Closing):
     def __init__(self, path: Path, window: Window | None = None) -> None:
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.fd = os.open(path, system.READ)
         except OSError as error:
             raise FormatError(f"{path}: cannot open: {error.strerror}") from error
         except ValueError:
@@ -76,7 +77,7 @@ class SourceFile(Closing):
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.fd, [buffer[done:]], self.begin + offset + done)
+                count = system.read_at(self.fd, buffer[done:], self.begin + offset + done)
             except OSError as error:
                 raise FormatError(
                     f"{self.path}: read error at offset {offset + done}: {error.strerror}"
