@@ -16,6 +16,7 @@ from gguf_mtp.hub import BASE, HEADS, local_path
 from gguf_mtp.hub.origin import HubOrigin, hub_origin, model_name
 from gguf_mtp.hub.reference import Reference, parse
 from gguf_mtp.readers.gguf import read_gguf
+from litert_fixtures import fixture
 from loopback_hub import COMMIT, Hub, serve
 
 pytest.importorskip("huggingface_hub")
@@ -125,6 +126,44 @@ def test_offline_uses_the_cache(
         FetchError, match=r"a/b: cannot reach http://127\.0\.0\.1:9 .*not in the cache"
     ):
         local_path("a/b", HEADS)
+
+
+def test_packages_by_name(hub: Hub, tmp_path: Path) -> None:
+    """`extract` and `audit` take what convert takes: a repository, or a file in one."""
+    package, drafter = fixture("mixed"), tmp_path / "drafter"
+    hub.put("litert/gemma", "gemma-4.litertlm", package.read_bytes())
+    hub.put("litert/gemma", "config.json", b"{}")
+    hub.put("litert/gemma", "model.safetensors", b"not this one")
+    assert run("extract", "litert/gemma", "-o", drafter).exit_code == 0
+    assert hub.fetched == {"gemma-4.litertlm"}
+    hub.add("google/assistant", drafter)
+    local = run("audit", "--litert", package, "--hf", drafter)
+    named = run(
+        "audit", "--litert", "hf://litert/gemma/gemma-4.litertlm", "--hf", "google/assistant"
+    )
+    assert (named.exit_code, named.stderr) == (0, "")
+    assert named.stdout == local.stdout
+    assert run("audit", "--litert", package, "--hf", drafter, "-q").stdout == ""
+
+
+def test_packages_that_are_none(hub: Hub, tmp_path: Path, tiny_drafter: Path) -> None:
+    hub.add(DRAFTER, tiny_drafter)
+    for name in ("a.litertlm", "b.litertlm"):
+        hub.put("litert/two", name, b"LITERTLM")
+    for command, message in (
+        (("extract", DRAFTER, "-o", tmp_path / "x"), f"hf://{DRAFTER}: holds no .litertlm"),
+        (("extract", "litert/two", "-o", tmp_path / "x"), "name one, as in hf://litert/two/a.lit"),
+        (
+            ("audit", "--litert", fixture("mixed"), "--hf", "litert/two"),
+            "hf://litert/two: holds no checkpoint with safetensors\n",
+        ),
+        (("extract", "missing.litertlm", "-o", tmp_path / "x"), "missing.litertlm: cannot open"),
+    ):
+        result = run(*command)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr
+    assert not (tmp_path / "x").exists()
+    assert hub.fetched == set()
 
 
 def test_a_local_path_wins(hub: Hub, tmp_path: Path) -> None:

@@ -2,31 +2,33 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import click
 from rich.markup import escape
 
 from gguf_mtp.cli.show import name_table, wide_console
+from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.drafters.litert.audit import Audit, audit
+from gguf_mtp.hub import CHECKPOINT, PACKAGE, local_path
 
 
 @click.command()
 @click.option(
     "--litert",
     required=True,
-    type=click.Path(path_type=Path),
-    help="The .litertlm package.",
+    type=SOURCE,
+    help="The .litertlm package, or where on the Hugging Face hub.",
 )
 @click.option(
     "--hf",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Drafter checkpoint directory to compare with.",
+    type=SOURCE,
+    help="Drafter checkpoint directory to compare with, or where on the hub.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
-def command(ctx: click.Context, litert: Path, hf: Path, as_json: bool) -> None:
+def command(ctx: click.Context, litert: str, hf: str, quiet: bool, as_json: bool) -> None:
     """Compare the drafter in a .litertlm package with a checkpoint, role by role.
 
     "same grid": the checkpoint's values lie within half a quantization step of the package's, so
@@ -34,12 +36,15 @@ def command(ctx: click.Context, litert: Path, hf: Path, as_json: bool) -> None:
 
     \b
     Example:
-      gguf-mtp audit --litert gemma-4-E2B-it.litertlm --hf gemma-4-E2B-it-assistant
+      gguf-mtp audit --litert gemma-4-E2B-it.litertlm \\
+        --hf google/gemma-4-E2B-it-assistant
     """
-    found = audit(litert, hf)
+    silent = quiet or as_json
+    checkpoint = local_path(hf, CHECKPOINT, quiet=silent)
+    found = audit(local_path(litert, PACKAGE, quiet=silent), checkpoint)
     if as_json:
         click.echo(json.dumps(found.document(), indent=2))
-    else:
+    elif not quiet:
         _print(found)
     ctx.exit(0 if found.same else 1)
 

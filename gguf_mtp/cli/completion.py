@@ -15,7 +15,7 @@ def command(ctx: click.Context, shell: str) -> None:
 
     \b
     Example:
-      gguf-mtp completion bash > ~/.local/share/bash-completion/completions/gguf-mtp
+      gguf-mtp completion bash >> ~/.bash_completion
       gguf-mtp completion zsh > ~/.zfunc/_gguf-mtp      # a directory in $fpath
       gguf-mtp completion fish > ~/.config/fish/completions/gguf-mtp.fish
     """

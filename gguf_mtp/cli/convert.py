@@ -61,8 +61,9 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option(
     "--outtype",
     type=click.Choice(OUTTYPES),
-    help="Number type of the base's matrices; auto (default) keeps 16-bit floats. The k types are "
-    "made by llama.cpp's own quantizer.",
+    metavar="TYPE",
+    help=f"Number type of the base's matrices: {', '.join(OUTTYPES)}. auto (default) keeps 16-bit "
+    "floats. The k types are made by llama.cpp's own quantizer.",
 )
 @click.option(
     "--heads-type",
@@ -127,8 +128,9 @@ def command(
 
     \b
     Example:
-      gguf-mtp convert --base gemma-4-E2B-it --heads gemma-4-E2B-it-assistant -o e2b-mtp.gguf
-      gguf-mtp convert --base google/gemma-4-E4B-it --heads google/gemma-4-E4B-it-assistant -o .
+      gguf-mtp convert --base e2b.gguf --heads gemma-4-E2B-it-assistant -o .
+      gguf-mtp convert --base google/gemma-4-E4B-it \\
+        --heads google/gemma-4-E4B-it-assistant --outtype q4_k_m -o .
     """
     options: dict[str, Any] = {
         "outtype": outtype,

@@ -6,11 +6,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from gguf_mtp.cli.show import printable
+from gguf_mtp.cli.show import hanging, printable
 from gguf_mtp.doctor import MISSING, OK, WARN, Examination, examine
 
 STYLES = {OK: "green", WARN: "yellow", MISSING: "bold red"}
 MAX_TEXT = 300
+FIRST = """next: gguf-mtp convert --base google/gemma-4-E2B-it \\
+        --heads google/gemma-4-E2B-it-assistant -o ."""
 
 
 @click.command()
@@ -40,9 +42,10 @@ def _print(found: Examination) -> None:
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         line = Text(f"{check.state:8}", STYLES[check.state])
-        line.append(f"{check.name:{width}}  {printable(check.text, MAX_TEXT)}", "default")
+        text = hanging(printable(check.text, MAX_TEXT), 8 + width + 2)
+        line.append(f"{check.name:{width}}  {text}", "default")
         console.print(line)
     for step in found.next_steps():
-        console.print(Text(f"next: {step}"))
+        console.print(Text(f"next: {hanging(step, 6)}"))
     if found.complete and not found.next_steps():
-        console.print(Text("next: gguf-mtp convert --base google/gemma-4-E2B-it --heads …"))
+        console.print(Text(FIRST))

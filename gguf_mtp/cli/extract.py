@@ -8,12 +8,14 @@ import click
 
 from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import human_bytes
+from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.drafters.litert.checkpoint import bytes_to_write, write_checkpoint
 from gguf_mtp.drafters.litert.package import LitertDrafter, read_drafter, remarks
+from gguf_mtp.hub import PACKAGE, local_path
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=SOURCE, metavar="FILE")
 @click.option(
     "-o",
     "--output",
@@ -29,7 +31,7 @@ from gguf_mtp.drafters.litert.package import LitertDrafter, read_drafter, remark
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    file: Path,
+    file: str,
     output: Path,
     native: bool,
     ignore_names: bool,
@@ -37,8 +39,9 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Take the MTP drafter out of a .litertlm package.
+    """Take the MTP drafter out of FILE, a .litertlm package.
 
+    FILE may be on the Hugging Face hub: owner/repo[@revision], hf://owner/repo[@revision][/file].
     Writes config.json, model.safetensors (float32, names as Gemma4AssistantForCausalLM) and
     litert.json, which says where each tensor comes from. Weights are told apart by the dataflow
     of the graph; a graph with anything unexplained in it is refused and nothing is written.
@@ -46,8 +49,10 @@ def command(
     \b
     Example:
       gguf-mtp extract gemma-4-E2B-it.litertlm -o e2b-drafter
+      gguf-mtp extract hf://OWNER/REPO/gemma-4-E2B-it.litertlm -o e2b-drafter
     """
-    drafter = read_drafter(file, ignore_names=ignore_names)
+    package = local_path(file, PACKAGE, quiet=quiet or as_json)
+    drafter = read_drafter(package, ignore_names=ignore_names)
     total = bytes_to_write(drafter, native=native)
     with progress_bar(output.name, total, quiet=quiet or as_json) as advance:
         facts = write_checkpoint(drafter, output, native=native, force=force, progress=advance)

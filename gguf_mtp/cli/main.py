@@ -4,7 +4,9 @@ import errno
 import importlib
 import io
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,28 +16,50 @@ from gguf_mtp import __version__
 from gguf_mtp.cli.signals import exit_on_signals
 from gguf_mtp.errors import GgufMtpError
 
-# Verb -> module that defines `command`. Loaded on use: `inspect` must not pay for the runtime.
+# By task. A verb's `command` is in the module of its name, loaded on use: `inspect` must not pay
+# for the runtime, nor `--help` for all of them.
 VERBS = {
-    "audit": "gguf_mtp.cli.audit",
-    "bench": "gguf_mtp.cli.bench",
-    "card": "gguf_mtp.cli.card",
-    "completion": "gguf_mtp.cli.completion",
-    "convert": "gguf_mtp.cli.convert",
-    "attach": "gguf_mtp.cli.attach",
-    "detach": "gguf_mtp.cli.detach",
-    "doctor": "gguf_mtp.cli.doctor",
-    "extract": "gguf_mtp.cli.extract",
-    "inspect": "gguf_mtp.cli.inspect",
-    "report": "gguf_mtp.cli.report",
-    "run": "gguf_mtp.cli.run",
-    "split": "gguf_mtp.cli.split",
-    "verify": "gguf_mtp.cli.verify",
-    "validate": "gguf_mtp.cli.validate",
+    "convert": "Merge a base and its MTP heads into one GGUF.",
+    "attach": "Put heads behind a base GGUF's own bytes.",
+    "detach": "Take attached heads off again.",
+    "split": "Take a merged file apart: base and heads.",
+    "inspect": "Show what a GGUF or .litertlm package holds.",
+    "verify": "Compare a file with its manifest of SHA-256s.",
+    "run": "Answer a prompt, drafting with the heads.",
+    "validate": "Prove that MTP changes nothing in the text.",
+    "bench": "Measure what MTP gains, and how deep to draft.",
+    "report": "Show what validate or bench found, as a page.",
+    "card": "Write the model card for publishing a file.",
+    "extract": "Take the drafter out of a .litertlm package.",
+    "audit": "Compare a package's drafter with a checkpoint.",
+    "doctor": "Say what this machine has, and what fits on it.",
+    "completion": "Make your shell complete all this.",
 }
+
+
+class NarrowHelp(click.HelpFormatter):
+    """Help for narrow terminals too: click's own has 50 columns at least, half of them blank."""
+
+    def __init__(
+        self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
+    ) -> None:
+        columns = shutil.get_terminal_size().columns
+        super().__init__(indent_increment, width or (columns if columns < 52 else None), max_width)
+
+    def write_dl(
+        self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        super().write_dl(rows, col_max if self.width > 60 else 12, col_spacing)
+
+
+class VerbContext(click.Context):
+    formatter_class = NarrowHelp
 
 
 class VerbGroup(click.Group):
     """A group whose verbs are imported when they are named."""
+
+    context_class = VerbContext
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -43,8 +67,13 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(VERBS[cmd_name]).command
+        command: click.Command = importlib.import_module(f"gguf_mtp.cli.{cmd_name}").command
+        command.context_class = VerbContext
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -87,7 +116,8 @@ def main() -> None:
     \b
     Example:
       gguf-mtp doctor
-      gguf-mtp convert --base google/gemma-4-E2B-it --heads google/gemma-4-E2B-it-assistant -o .
+      gguf-mtp convert --base google/gemma-4-E2B-it \\
+        --heads google/gemma-4-E2B-it-assistant -o .
     """
 
 

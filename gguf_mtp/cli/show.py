@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,15 @@ def printable(text: str, limit: int = MAX_SHOWN_TEXT) -> str:
         for char in text[: limit + 1]
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def hanging(text: str, indent: int, *, err: bool = False) -> str:
+    """`text` for a terminal whose cursor is at `indent`: its words on as many lines as it takes,
+    all from there. For pipes and files it stays one line."""
+    if not (sys.stderr if err else sys.stdout).isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns - indent, 20)
+    return f"\n{' ' * indent}".join(textwrap.wrap(text, width, break_on_hyphens=False) or [""])
 
 
 def shown_value(key: KeyValue) -> str:
@@ -84,7 +96,8 @@ def wide_console() -> Console:
 def print_notes(notes: Iterable[Note]) -> None:
     """One line each on stderr, so that stdout stays the result."""
     for note in notes:
-        click.echo(f"note: {printable(note.message, MAX_NOTE_TEXT)}", err=True)
+        text = printable(note.message, MAX_NOTE_TEXT)
+        click.echo(f"note: {hanging(text, 6, err=True)}", err=True)
 
 
 def plan_rows(plan: FilePlan) -> list[dict[str, Any]]:

@@ -197,10 +197,10 @@ def command(
     """Prove what the output of MODEL, a merged file, equals, and measure what its heads gain.
 
     \b
-    L0  plain decoding repeats itself; drafting and rejecting everything changes no bit
+    L0  plain decoding repeats itself; rejecting every draft changes no bit
     L1  every token is the target's argmax, recomputed in the same batch shapes
     L2  the text equals plain one-token-at-a-time greedy decoding
-    L3  where L2 breaks, the margin is within the measured effect of the batch shape
+    L3  where L2 breaks, the margin is within the effect of the batch shape
     L4  at --temperature, drawn tokens have the target's distribution
     drafts-exact    every draft is what the heads give for the text before it
     base-identical  the base inside gives the logits of --against, bit for bit

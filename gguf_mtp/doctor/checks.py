@@ -115,8 +115,8 @@ def _short(line: str) -> str:
 
 
 def versions() -> Check:
-    python = platform.python_version()
-    return Check("gguf-mtp", OK, f"{__version__}, Python {python}, {platform.platform(terse=True)}")
+    on = f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}"
+    return Check("gguf-mtp", OK, f"{__version__}, Python {platform.python_version()}, {on}")
 
 
 def package(name: str, module: str, extra: str, purpose: str, *, required: bool) -> Check:

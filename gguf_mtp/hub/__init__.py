@@ -1,6 +1,6 @@
 """Models that lie on the Hugging Face hub: how they are named, which files are needed, fetching."""
 
 from gguf_mtp.hub.fetch import local_path
-from gguf_mtp.hub.select import BASE, HEADS
+from gguf_mtp.hub.select import BASE, CHECKPOINT, HEADS, PACKAGE
 
-__all__ = ["BASE", "HEADS", "local_path"]
+__all__ = ["BASE", "CHECKPOINT", "HEADS", "PACKAGE", "local_path"]

@@ -29,8 +29,8 @@ LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 def local_path(source: str | Path, role: str, *, quiet: bool = True) -> Path:
     """Where `source` is on this machine, fetched from the hub if that is what it names.
 
-    What exists as a path is that path. `role` is `BASE` or `HEADS`: which of a repository's files
-    will do. Raises FetchError, and UnsupportedError without huggingface_hub.
+    What exists as a path is that path. `role` is one of `select.SUFFIXES`: which of a
+    repository's files will do. Raises FetchError, and UnsupportedError without huggingface_hub.
     """
     if isinstance(source, Path) or (not source.startswith(SCHEME) and os.path.lexists(source)):
         return Path(source)
@@ -54,7 +54,7 @@ def _fetch(repository: _Repository, role: str) -> Path:
     reference, names = repository.reference, list(repository.files)
     if reference.file is not None:
         wanted = select.one_file(reference, names)
-    elif not select.is_checkpoint(names):
+    elif not select.is_checkpoint(names, role):
         wanted = select.only_model(reference, names, role)
     else:
         paths = repository.get(select.checkpoint_files(names))

@@ -11,7 +11,7 @@ from gguf_mtp.hub.reference import Reference
 from gguf_mtp.readers.checkpoint import INDEX
 from gguf_mtp.readers.parts import PART_NAME
 
-BASE, HEADS = "base", "heads"
+BASE, HEADS, PACKAGE, CHECKPOINT = "base", "heads", "package", "checkpoint"
 CONFIG = "config.json"
 # All that a checkpoint's readers look at beside the weights.
 CHECKPOINT_FILES = (
@@ -28,7 +28,13 @@ CHECKPOINT_FILES = (
 TEMPLATES = "additional_chat_templates"
 # What else Gemma 4 repositories hold as GGUF, by how its name begins.
 NOT_A_BASE = ("mmproj", "mtp-", "imatrix", "ggml-lora")
-SUFFIXES = {BASE: (".gguf",), HEADS: (".gguf", ".litertlm", ".safetensors")}
+# By what is wanted: the files that will do, beside a checkpoint or, of a package, in place of one.
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    BASE: (".gguf",),
+    HEADS: (".gguf", ".litertlm", ".safetensors"),
+    PACKAGE: (".litertlm",),
+    CHECKPOINT: (),
+}
 MAX_LISTED = 12
 
 
@@ -50,9 +56,9 @@ def one_file(reference: Reference, names: Sequence[str]) -> list[str]:
     return [wanted, *sorted(parts)]
 
 
-def is_checkpoint(names: Sequence[str]) -> bool:
-    """Whether the repository holds a checkpoint with safetensors."""
-    return CONFIG in names and any(_is_weights(name) for name in names)
+def is_checkpoint(names: Sequence[str], role: str) -> bool:
+    """Whether the repository holds a checkpoint with safetensors, and that is what will do."""
+    return role != PACKAGE and CONFIG in names and any(_is_weights(name) for name in names)
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:
@@ -91,9 +97,10 @@ def only_model(reference: Reference, names: Sequence[str], role: str) -> list[st
         if name.lower().endswith(SUFFIXES[role]) and not _is_other(name, role):
             found.setdefault(_whole(name), []).append(name)
     if len(found) != 1:
-        what = " or ".join(SUFFIXES[role])
+        wanted = ("checkpoint with safetensors",) if role != PACKAGE else ()
         if not found:
-            raise FetchError(f"{reference}: holds no checkpoint with safetensors and no {what}")
+            what = " and no ".join((*wanted, *SUFFIXES[role]))
+            raise FetchError(f"{reference}: holds no {what}")
         raise FetchError(
             f"{reference}: holds {len(found)} files that could be it; name one, as in "
             f"{reference}/{next(iter(found.values()))[0]}{_listed(list(found))}"
