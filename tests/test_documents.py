@@ -1,98 +1,230 @@
-"""The commands and links of README and docs: run on a small model, or said here why not."""
+"""Commands, code and links of README and docs: run on the embedded model, under the names there."""
 
+import importlib.util
+import os
 import re
 import shlex
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from gguf_mtp.api import split
-from gguf_mtp.cli.main import main
+from gguf_mtp.api import convert, split
+from gguf_mtp.cli.main import VERBS, main
+from gguf_mtp.drafters import dialects
+from litert_fixtures import fixture
+from llama_programs import programs, server
 from loopback_hub import Hub, serve
 
 REPO = Path(__file__).resolve().parent.parent
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-# Why a command is not run here, by what is in it.
+PAGES = [
+    REPO / "README.md",
+    *sorted((REPO / "docs").glob("*.md")),
+    REPO / "patches" / "README.md",
+    *sorted((REPO / "tests" / "fixtures").glob("*/README.md")),
+]
+# Only looked at, each for the reason given; everything else is run.
 NOT_RUN = {
-    "make ": "the jobs of CI run the targets, and building takes minutes",
-    "pip install": "test_package.py runs the program from the built wheel",
-    "CMAKE_ARGS=": "installs the bindings: tools/setup.sh does",
-    "build/llama.cpp/bin/": "test_programs.py runs the programs",
-    "llama-server": "test_programs.py runs the programs",
-    "gguf-mtp validate": "needs the library: test_validate_model.py, test_cli_shape.py",
-    "gguf-mtp run": "needs the library and minutes: the tests of run",
-    "gguf-mtp bench": "needs the library and minutes: the tests of bench",
-    "gguf-mtp card e2b-mtp.gguf --report": "needs a validation: test_card.py",
-    "gemma.litertlm": "no package fits this pair: test_litert_extract.py, test_litert_convert.py",
-    "gguf-mtp report": "needs a validation: test_report_page.py",
+    "make": "CI runs the targets, and building takes minutes: here they must exist",
+    "pip": "test_package.py installs the wheel, tools/setup.sh the rest: here extras must exist",
 }
+# What makes verbs of the runtime short, appended to the command of the page.
+SHORT = {
+    "run": ("-n", "4", "--threads", "1"),
+    "validate": ("--n-prompts", "1", "--n-predict", "4", "--threads", "1"),
+    "bench": ("--n-prompts", "1", "--n-predict", "4", "--repetitions", "1", "--threads", "1"),
+}
+# Where a page's command may find something.
+FINDINGS = {"doctor": (0, 1), "audit": (0, 1), "validate": (0, 1)}
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The lines of console blocks that begin with a prompt."""
+    """The lines of console blocks that begin with a prompt, with what continues them."""
     for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", "").splitlines():
             if line.startswith("$ "):
                 yield line[2:]
 
 
 @pytest.fixture
-def hub(
+def here(
     tmp_path: Path,
-    tiny_target: Path,
-    tiny_drafter: Path,
-    tiny_merged: Path,
+    target_dir: Path,
+    drafter_dir: Path,
+    merged_auto: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Hub]:
-    """A hub and a directory that hold the small pair under the names of Google's."""
-    with serve() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
+) -> Iterator[Path]:
+    """A directory that holds what pages speak of: the embedded pair under the names of Google's, in
+    place and on a hub; it is the current one."""
+    pytest.importorskip("huggingface_hub")
+    with serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        here = tmp_path / "here"
-        here.mkdir()
-        monkeypatch.chdir(here)
-        for name, directory in (("", tiny_target), ("-assistant", tiny_drafter)):
-            running.add(f"google/gemma-4-E2B-it{name}", directory)
-            (here / f"gemma-4-E2B-it{name}").symlink_to(directory)
-        split(tiny_merged, here / "e2b.gguf", None)
-        yield running
+        place = tmp_path / "here"
+        place.mkdir()
+        monkeypatch.chdir(place)
+        fill(place, hub, target_dir, drafter_dir, merged_auto)
+        yield place
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands(page: Path, hub: Hub) -> None:
-    pytest.importorskip("huggingface_hub")
-    run = 0
+def fill(place: Path, hub: Hub, target: Path, drafter: Path, merged: Path) -> None:
+    for name, directory in (("", target), ("-assistant", drafter)):
+        hub.add(f"google/gemma-4-E2B-it{name}", directory)
+        (place / f"gemma-4-E2B-it{name}").symlink_to(directory)
+    (place / "gemma.litertlm").symlink_to(fixture("trained"))
+    (place / "gemma4-tiny-mtp.gguf").symlink_to(merged)
+    split(merged, place / "e2b.gguf", None)
+
+
+def llama() -> Path:
+    """The patched programs, whose library Python's verbs are to take."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed")
+    return programs("default")
+
+
+def run_gguf_mtp(words: list[str], output: str | None) -> None:
+    verb = words[0]
+    allowed = FINDINGS.get(verb, (0,))
+    if verb not in SHORT:
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code in allowed, result.output
+        return
+    command = [sys.executable, "-m", "gguf_mtp.cli.main", *words, *SHORT[verb]]
+    environ = os.environ | {"LLAMA_CPP_LIB_PATH": str(llama()), "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace")
+    assert done.returncode in allowed, done.stderr
+    if output is not None:
+        Path(output).write_text(done.stdout, "utf-8")
+
+
+def run_server(words: list[str], _output: str | None) -> None:
+    with server(llama(), *words, log=Path("server.log")) as running:
+        assert running.complete("def", 4)["tokens"]
+
+
+def make_directory(words: list[str], _output: str | None) -> None:
+    Path(words[0]).mkdir()
+
+
+def look_at_make(words: list[str], _output: str | None) -> None:
+    done = subprocess.run(["make", "-n", *words], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def look_at_pip(words: list[str], _output: str | None) -> None:
+    project = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
+        assert re.search(rf"^{extra} = \[", project, re.M), extra
+
+
+RUNNERS: dict[str, Callable[[list[str], str | None], None]] = {
+    "gguf-mtp": run_gguf_mtp,
+    "llama-server": run_server,
+    "mkdir": make_directory,
+    "make": look_at_make,
+    "pip": look_at_pip,
+}
+
+
+def run_line(line: str) -> None:
+    """Run a line of a page: settings before it count, [options] are given, > FILE is written."""
+    words = shlex.split(re.sub(r"\[(--[^\]]+)\]", r"\1", line), comments=True)
+    output = words[words.index(">") + 1] if ">" in words else None
+    if output is not None:
+        words = words[: words.index(">")]
+    while re.match(r"[A-Z_]+=", words[0]):
+        words.pop(0)
+    program = Path(words[0]).name
+    assert program in RUNNERS, f"{line}: neither run nor said why not"
+    RUNNERS[program](words[1:], output)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if list(commands(page))], ids=lambda page: page.name
+)
+def test_commands(page: Path, here: Path, merged_auto: Path) -> None:
+    if page.name == "run.md":  # its report is of a validation that is not on the page
+        run_gguf_mtp(["validate", "gemma4-tiny-mtp.gguf", "--json"], "val.json")
     for line in commands(page):
-        if any(part in line for part in NOT_RUN):
-            continue
-        words = shlex.split(line, comments=True)
-        if words[0] == "mkdir":
-            Path(words[1]).mkdir()
-            continue
-        assert words[0] == "gguf-mtp", f"{page.name}: {line}: neither run nor said why not"
-        result = CliRunner().invoke(main, words[1:])
-        allowed = (0, 1) if words[1] == "doctor" else (0,)
-        assert result.exit_code in allowed, f"{page.name}: {line}: {result.output}"
-        run += 1
-    if page.name in ("README.md", "guide.md"):
-        assert run >= 2
+        run_line(line)
     if page.name == "guide.md":
         assert sorted(path.name for path in Path("halves").iterdir()) == [
             "e2b.gguf",
             "mtp-e2b.gguf",
         ]
+        assert "Not validated" not in Path("README.md").read_text("utf-8")
+        assert "Not validated" in Path("CARD.md").read_text("utf-8")
 
 
-def test_the_guides_python_runs(hub: Hub) -> None:
-    pytest.importorskip("huggingface_hub")
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (REPO / "docs" / "guide.md").read_text(encoding="utf-8"), re.S
-    )
+def test_what_is_not_run_is_still_looked_at() -> None:
+    assert set(NOT_RUN) == {"make", "pip"}
+    assert RUNNERS["make"] is look_at_make
+    with pytest.raises(AssertionError):
+        run_line("make no-such-target")
+    with pytest.raises(AssertionError):
+        run_line("CMAKE_ARGS=-DX=1 pip install '.[no-such-extra]'")
+    with pytest.raises(AssertionError, match="neither run nor said why not"):
+        run_line("ollama run gemma")
+
+
+def mentioned(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Verbs and options of ``gguf-mtp VERB … --option`` in running text."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for code in re.findall(r"`gguf-mtp ([^`]+)`", text):
+        verb, _, rest = code.partition(" ")
+        for one in verb.replace("\\|", "|").split("|"):
+            yield one, re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_verbs_and_options_in_text_exist(page: Path) -> None:
+    with click.Context(main) as context:
+        for verb, options in mentioned(page):
+            assert verb in VERBS, f"{page.name}: gguf-mtp {verb}"
+            command = main.get_command(context, verb)
+            assert command is not None
+            known = {name for parameter in command.params for name in parameter.opts}
+            assert set(options) <= known | {"--help"}, f"{page.name}: gguf-mtp {verb}"
+
+
+def python_blocks(name: str) -> list[str]:
+    text = (REPO / "docs" / name).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_the_guides_python_runs(here: Path) -> None:
+    (code,) = python_blocks("guide.md")
     exec(compile(code, "guide.md", "exec"), {})
     assert Path("from-python.gguf").stat().st_size > 0
+
+
+def test_the_python_that_generates_runs(here: Path) -> None:
+    """The page's program, with fewer tokens and a model that was never taught to chat."""
+    (code,) = python_blocks("run.md")
+    Path("program.py").write_text(code.replace(", 200, ", ", 8, "), "utf-8")
+    convert(Path("gemma-4-E2B-it"), Path("gemma-4-E2B-it-assistant"), Path("e2b-mtp.gguf"))
+    environ = os.environ | {"LLAMA_CPP_LIB_PATH": str(llama()), "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accepted" in done.stdout
+
+
+def test_the_example_of_a_dialect_is_one() -> None:
+    (code,) = python_blocks("dialects.md")
+    found = eval(compile(code, "dialects.md", "eval"), vars(dialects).copy())
+    assert isinstance(found, dialects.Dialect)
 
 
 @pytest.mark.parametrize("reason", NOT_RUN.values())

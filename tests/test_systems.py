@@ -160,7 +160,8 @@ class Fcntl(types.ModuleType):
 def test_macos_puts_bytes_on_the_medium(
     refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fcntl, synced = Fcntl(refuses), []
+    fcntl = Fcntl(refuses)
+    synced: list[int] = []
     monkeypatch.setitem(sys.modules, "fcntl", fcntl)
     monkeypatch.setattr(os, "fsync", synced.append)
     with (tmp_path / "file").open("wb") as file:

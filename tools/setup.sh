@@ -17,9 +17,9 @@ command -v ccache >/dev/null || packages="$packages ccache"
 "$python" -c 'import ensurepip' 2>/dev/null || packages="$packages python3-venv"
 
 # What the Vulkan tests need: ggml-vulkan's build, and a driver that runs on the CPU. And strace, by which a
-# test sees in what order files are written.
+# test sees in what order files are written, and tmux, by which others see screens.
 if command -v dpkg-query >/dev/null; then
-    for package in libvulkan-dev glslc spirv-headers mesa-vulkan-drivers strace; do
+    for package in libvulkan-dev glslc spirv-headers mesa-vulkan-drivers strace tmux; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || packages="$packages $package"
     done
 else
@@ -32,7 +32,7 @@ if [ -n "$packages" ]; then
         { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $packages; } >/dev/null \
             || echo "note: could not install:$packages" >&2
     else
-        echo "note: not installed:$packages (ninja and ccache only make builds faster, libvulkan-dev and the three after it are for the Vulkan tests, strace is for one test)" >&2
+        echo "note: not installed:$packages (ninja and ccache only make builds faster, libvulkan-dev and the three after it are for the Vulkan tests, strace and tmux for a few others)" >&2
     fi
 fi
 

@@ -4,7 +4,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from gguf_mtp.cli.show import human_bytes
 from gguf_mtp.pipeline import Progress as Advance
+
+WIDE = 72  # columns from which a name and sizes have room beside the bar
 
 
 @contextmanager
@@ -19,19 +22,27 @@ def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance | N
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    class Rate(ProgressColumn):
+        """Bytes a second, in the units of the sizes beside it."""
+
+        def render(self, task: Task) -> Text:
+            rate = task.finished_speed or task.speed
+            return Text("" if rate is None else f"{human_bytes(int(rate))}/s")
+
+    console = Console(stderr=True)
+    what, size = TextColumn("{task.description}"), DownloadColumn(binary_units=True)
+    columns: tuple[ProgressColumn, ...] = (what, BarColumn(), size)
+    if console.width < WIDE:
+        columns = (TextColumn("{task.percentage:>3.0f}%"), BarColumn(None))
+    columns += (Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda nbytes: bar.update(task, advance=nbytes)
 
