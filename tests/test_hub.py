@@ -19,7 +19,7 @@ from gguf_mtp.readers.gguf import read_gguf
 from litert_fixtures import fixture
 from loopback_hub import COMMIT, Hub, serve
 
-pytest.importorskip("huggingface_hub")
+file_download = pytest.importorskip("huggingface_hub.file_download")
 TARGET, DRAFTER = "google/gemma-4-tiny-it", "google/gemma-4-tiny-it-assistant"
 OTHER = "2" * 40
 
@@ -126,6 +126,24 @@ def test_offline_uses_the_cache(
         FetchError, match=r"a/b: cannot reach http://127\.0\.0\.1:9 .*not in the cache"
     ):
         local_path("a/b", HEADS)
+
+
+def test_a_cache_without_symbolic_links(
+    hub: Hub, tmp_path: Path, tiny_drafter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows grants them to few: what is there is not fetched twice, whoever put it there."""
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
+    hub.add(DRAFTER, tiny_drafter)
+    there = local_path(DRAFTER, HEADS)
+    assert not any(path.is_symlink() for path in there.iterdir())
+    assert (there / "model.safetensors").read_bytes() == (
+        tiny_drafter / "model.safetensors"
+    ).read_bytes()
+    for path in tmp_path.rglob("blobs/*"):
+        path.unlink()
+    hub.seen.clear()
+    assert local_path(DRAFTER, HEADS) == there
+    assert hub.fetched == set()
 
 
 def test_packages_by_name(hub: Hub, tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ SHORT = ("--n-prompts", "2", "--n-predict", "8", "--threads", "1", "--prompts", 
 
 @contextmanager
 def screen(
-    *arguments: object, columns: int = 80, cwd: Path | None = None, **environ: str
+    *arguments: object,
+    columns: int = 80,
+    cwd: Path | None = None,
+    environ: dict[str, str] | None = None,
 ) -> Iterator[Screen]:
     """gguf-mtp on a terminal of so many `columns`."""
     command = [sys.executable, "-m", "gguf_mtp.cli.main", *map(str, arguments)]
@@ -32,9 +35,14 @@ def screen(
         yield opened
 
 
-def shown(*arguments: object, columns: int = 80, cwd: Path | None = None, **environ: str) -> str:
+def shown(
+    *arguments: object,
+    columns: int = 80,
+    cwd: Path | None = None,
+    environ: dict[str, str] | None = None,
+) -> str:
     """What is on the screen when the command has ended, without an error."""
-    with screen(*arguments, columns=columns, cwd=cwd, **environ) as opened:
+    with screen(*arguments, columns=columns, cwd=cwd, environ=environ) as opened:
         code = opened.wait()
         text = opened.text()
     assert code in (0, 1), text
@@ -95,11 +103,11 @@ def test_validate(pair: Path) -> None:
     environ = {"LLAMA_CPP_LIB_PATH": str(programs("default"))}
     shown(*CONVERT, "--outtype", "f32", "--heads-type", "f32", cwd=pair)
     command = ("validate", "tiny-mtp.gguf", "--backend", "cpu", *SHORT)
-    text = shown(*command, cwd=pair, **environ)
+    text = shown(*command, cwd=pair, environ=environ)
     assert too_wide(text, 80) == []
     for tier in ("L0", "L1", "L2", "drafts-exact"):
         assert any(line.startswith(tier) and "holds" in line for line in text.splitlines()), text
-    plain = shown(*command, cwd=pair, NO_COLOR="1", **environ)
+    plain = shown(*command, cwd=pair, environ=environ | {"NO_COLOR": "1"})
     assert [line.split()[:2] for line in plain.splitlines()][:6] == [
         line.split()[:2] for line in text.splitlines()
     ][:6]
@@ -150,8 +158,9 @@ def test_the_bar(columns: int, expected: tuple[str, ...], tmp_path: Path) -> Non
 
 def test_colours(pair: Path) -> None:
     """On a terminal, but not with NO_COLOR; in no pipe (test_cli_shape.py)."""
-    for environ, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        with screen("doctor", **environ) as opened:
+    cases: tuple[tuple[dict[str, str], bool], ...] = (({}, True), ({"NO_COLOR": "1"}, False))
+    for environ, coloured in cases:
+        with screen("doctor", environ=environ) as opened:
             opened.wait()
             assert ("\x1b[32mok" in opened.text(colours=True)) == coloured
 

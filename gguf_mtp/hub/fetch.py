@@ -153,7 +153,9 @@ class _Repository:
             self.reference.repo, name, revision=self._listing.commit, endpoint=self.endpoint
         )
         try:
-            transfer(self.client, url, self.folder, self.files[name], name)
+            # Without symbolic links (Windows) files lie in the snapshot, and not under their hash.
+            if not (self.folder / "snapshots" / self._listing.commit / name).exists():
+                transfer(self.client, url, self.folder, self.files[name], name)
             return Path(
                 self.client.hf_hub_download(
                     self.reference.repo,
