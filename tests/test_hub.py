@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +129,24 @@ def test_offline_uses_the_cache(
         FetchError, match=r"a/b: cannot reach http://127\.0\.0\.1:9 .*not in the cache"
     ):
         local_path("a/b", HEADS)
+
+
+def test_with_nothing_set(tmp_path: Path) -> None:
+    """As a new user has it, in a process of its own: no variable of the hub's, and no network."""
+    unset = ("HF_", "XDG_")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
+    environ |= {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "gguf_mtp.cli.main", "convert", "--base", TARGET]
+    done = subprocess.run(
+        [*command, "--heads", DRAFTER, "-o", "x.gguf"],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: {TARGET}: cannot reach .* is not in the cache, .*\n", done.stderr)
+    assert str(tmp_path) in done.stderr
 
 
 def test_a_cache_without_symbolic_links(

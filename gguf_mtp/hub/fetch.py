@@ -83,8 +83,10 @@ class _Repository:
         self.errors = importlib.import_module("huggingface_hub.errors")
         self.reference = reference
         self.source = source
-        self.endpoint = os.environ.get("HF_ENDPOINT") or str(client.constants.ENDPOINT)
-        self.cache = Path(os.environ.get("HF_HUB_CACHE") or client.constants.HF_HUB_CACHE)
+        # By name: huggingface_hub has its modules as attributes only once something imported them.
+        constants = importlib.import_module("huggingface_hub.constants")
+        self.endpoint = os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)
+        self.cache = Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
         self.folder = self.cache / f"models--{self.reference.repo.replace('/', '--')}"
         self.bars = not quiet and sys.stderr.isatty()
         self.offline = ""  # why the hub could not be asked
@@ -136,7 +138,7 @@ class _Repository:
         if self._listing.snapshot is not None:
             return {name: self._listing.snapshot / name for name in names}
         self._check_space(names)
-        set_bars = self.client.utils
+        set_bars = importlib.import_module("huggingface_hub.utils")
         (set_bars.enable_progress_bars if self.bars else set_bars.disable_progress_bars)()
         found = {}
         for at, name in enumerate(names):
@@ -155,7 +157,7 @@ class _Repository:
         try:
             # Without symbolic links (Windows) files lie in the snapshot, and not under their hash.
             if not (self.folder / "snapshots" / self._listing.commit / name).exists():
-                transfer(self.client, url, self.folder, self.files[name], name)
+                transfer(url, self.folder, self.files[name], name)
             return Path(
                 self.client.hf_hub_download(
                     self.reference.repo,

@@ -7,12 +7,11 @@ Here the partial file is named by the hash of the whole, and stays.
 import importlib
 import os
 from pathlib import Path
-from typing import Any
 
 from gguf_mtp.hub.verified import Expected
 
 
-def transfer(client: Any, url: str, folder: Path, expected: Expected, name: str) -> None:
+def transfer(url: str, folder: Path, expected: Expected, name: str) -> None:
     """Put the file at `url` where the client looks for it: ``blobs/<sha256>`` in the repository's
     `folder`. Nothing is done for a file without a stated size and SHA-256: those are small.
 
@@ -37,7 +36,7 @@ def transfer(client: Any, url: str, folder: Path, expected: Expected, name: str)
                 url,
                 file,
                 resume_size=os.fstat(file.fileno()).st_size,
-                headers=client.utils.build_hf_headers(),
+                headers=importlib.import_module("huggingface_hub.utils").build_hf_headers(),
                 expected_size=expected.size,
                 displayed_filename=name,
             )
