@@ -26,7 +26,8 @@ def screen(
     environ: dict[str, str] | None = None,
 ) -> Iterator[Screen]:
     """gguf-mtp on a terminal of so many `columns`."""
-    command = [sys.executable, "-m", "gguf_mtp.cli.main", *map(str, arguments)]
+    program = Path(sys.executable).with_name("gguf-mtp")
+    command = [str(program), *map(str, arguments)]
     try:
         opened = Screen(command, columns, cwd=cwd, environ=environ)
     except NoTmux as error:

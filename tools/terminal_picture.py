@@ -26,7 +26,7 @@ COLUMNS = 80
 # Run in a directory that has the embedded pair as `base` and `heads`.
 COMMANDS = (
     "gguf-mtp convert --base base --heads heads --outtype f32 -o tiny-mtp.gguf",
-    'gguf-mtp run tiny-mtp.gguf "def read(self, size=-1):" -n 48',
+    'gguf-mtp run tiny-mtp.gguf "def __init__(self, name):" -n 48',
     "gguf-mtp validate tiny-mtp.gguf --prompts python",
 )
 # rich's own would have the viewer's browser fetch a font.

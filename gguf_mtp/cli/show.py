@@ -93,6 +93,15 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=200)
 
 
+def wrapping_console() -> Console:
+    """A console for lines of text: wrapped at words on a terminal, whole in pipes and files."""
+    from rich.console import Console
+
+    console = Console()
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
 def print_notes(notes: Iterable[Note]) -> None:
     """One line each on stderr, so that stdout stays the result."""
     for note in notes:

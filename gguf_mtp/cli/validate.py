@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from gguf_mtp.cli import shared
 from gguf_mtp.cli.made import made
 from gguf_mtp.cli.progress import step_bar
+from gguf_mtp.cli.show import wrapping_console
 from gguf_mtp.report import badges, render
 from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions, half_the_cpus
 from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY, load_library
@@ -272,7 +272,7 @@ def command(
         click.echo(as_text)
     else:
         for each in reports:
-            each.print(Console(soft_wrap=True))
+            each.print(wrapping_console())
     if as_badge:
         click.echo("\n".join(badges(document)))
     if not all(each.report.holds for each in reports):
