@@ -143,7 +143,7 @@ def _read_pair(base: Path, heads: Path, options: Options) -> tuple[_Base, Heads]
                 )
         read = _read_base_gguf(base, options.replace_heads)
     if is_tail(heads):
-        raise UnsupportedError(f"{heads}: has a base model in it; split it first")
+        raise UnsupportedError(f"{heads}: has a base model in it; split it first (--heads-out)")
     return read, read_heads(heads, read.half, options.heads_type)
 
 
@@ -310,7 +310,7 @@ def detach(path: Path, out: Path | None = None, *, force: bool = False) -> Foote
     """
     footer = read_footer(path)
     if footer is None:
-        raise FormatError(f"{path}: has no heads in a tail")
+        raise FormatError(f"{path}: has no heads in a tail (split takes apart what convert merged)")
     if out is None:
         cut(path, footer.base_bytes)
     else:

@@ -121,7 +121,7 @@ def separate(file: GgufFile, dialect: Dialect = UPSTREAM) -> tuple[Half, Half]:
     Raises FormatError when the file is not merged or its parts do not fit together.
     """
     if VERSION_KEY not in file.by_name:
-        raise FormatError(f"{file.path}: no {VERSION_KEY}: not a merged file")
+        raise FormatError(f"{file.path}: no {VERSION_KEY}: not a merged file, which convert makes")
     version, layout = (_plain(file, name) for name in (VERSION_KEY, LAYOUT_KEY))
     if version != VERSION or layout != INLINE:
         raise UnsupportedError(

@@ -20,6 +20,10 @@ def output_path(given: Path, base: Path, half: Half, outtype: str | None) -> Pat
     Fields: ``{name}``, that of the base's directory or file, and ``{outtype}``, its number type.
     `outtype` is the type asked for where `half` does not have it yet. Raises OutputError.
     """
+    if str(given) == "-":
+        raise OutputError(
+            "-: a GGUF is not written to a pipe, as its header comes last; name a file"
+        )
     if given.is_dir():
         given /= FROM_GGUF if half.kind == "gguf" else FROM_CHECKPOINT
 

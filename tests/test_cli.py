@@ -155,7 +155,7 @@ def test_inspect_heads_alone(tmp_path: Path, tiny_merged: Path) -> None:
     heads = tmp_path / "h.gguf"
     assert run("split", tiny_merged, "--heads-out", heads).exit_code == 0
     out = run("inspect", heads).stdout
-    assert "MTP heads  none in this file" in out
+    assert "MTP heads  all of this file is heads: --heads takes it" in out
     assert "16 centroids, top 4; rows in token order, carried as keys" in out
 
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli_reference
+from gguf_mtp.api import split
 from gguf_mtp.cli.main import VERBS, main
 from litert_fixtures import fixture
 from llama_programs import programs
@@ -53,6 +54,56 @@ def test_a_wrong_option_exits_with_2(verb: str) -> None:
     result = run(verb, "--no-such-option")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "No such option" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("convert --base DRAFTER --heads TARGET -o x.gguf", "--base and --heads swapped?"),
+        ("convert --base TARGET --heads TARGET -o x.gguf", "swapped?"),
+        ("convert --base MERGED --heads DRAFTER -o x.gguf", "--replace-heads"),
+        ("convert --base BASE --heads MERGED -o x.gguf", "split it first (--heads-out)"),
+        ("convert --base BASE --heads DRAFTER -o MERGED", "--force replaces it"),
+        ("convert --base BASE --heads DRAFTER -o -", "name a file"),
+        ("convert --base TARGET --heads DRAFTER -o {nam}.gguf", "expected {name}, {outtype}"),
+        ("attach TARGET --heads DRAFTER --in-place", "convert makes one"),
+        ("attach MERGED --heads DRAFTER --in-place", "--replace-heads"),
+        ("detach MERGED", "split takes apart what convert merged"),
+        ("split BASE --base-out x.gguf", "which convert makes"),
+        ("split MERGED", "give --base-out, --heads-out or both"),
+        ("verify MERGED", "convert --verify leaves one"),
+        ("inspect TARGET", "name a GGUF or .litertlm file in it"),
+        ("card BASE", "gguf-mtp convert puts some in"),
+        ("conver --base x", "Did you mean convert?"),
+        ("doctr", "Did you mean doctor?"),
+    ],
+)
+def test_errors_say_what_to_type_next(
+    command: str,
+    hint: str,
+    tiny_target: Path,
+    tiny_drafter: Path,
+    tiny_merged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = tmp_path / "base.gguf"
+    split(tiny_merged, base, None)
+    paths = {"TARGET": tiny_target, "DRAFTER": tiny_drafter, "MERGED": tiny_merged, "BASE": base}
+    result = run(*(paths.get(word, word) for word in command.split()))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert hint in result.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
+
+
+def test_number_types_in_upper_case(tiny_target: Path, tiny_drafter: Path, tmp_path: Path) -> None:
+    """As files of GGUF are named: Q8_0."""
+    pair = ("--base", tiny_target, "--heads", tiny_drafter)
+    types = ("--outtype", "Q8_0", "--heads-type", "F16")
+    result = run("convert", *pair, *types, "-o", tmp_path / "{outtype}.gguf")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (tmp_path / "q8_0.gguf").is_file()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -395,7 +395,8 @@ def test_the_verbs_say_what_is_wrong(base: Path, halves: tuple[Path, Path]) -> N
     result = run("attach", base, "--heads", halves[1])
     assert (result.exit_code, "give --in-place or -o OUTPUT" in result.stderr) == (2, True)
     result = run("detach", base)
-    assert (result.exit_code, result.stderr) == (2, f"error: {base}: has no heads in a tail\n")
+    expected = f"error: {base}: has no heads in a tail (split takes apart what convert merged)\n"
+    assert (result.exit_code, result.stderr) == (2, expected)
 
 
 def test_stock_llama_cpp_loads_the_plain_base(merged_f32: Path, tmp_path: Path) -> None:

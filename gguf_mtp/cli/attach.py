@@ -29,7 +29,7 @@ from gguf_mtp.writer import append, bytes_to_read, write_file
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a copy with heads.")
 @click.option(
     "--heads-type",
-    type=click.Choice(HEADS_TYPES),
+    type=click.Choice(HEADS_TYPES, case_sensitive=False),
     help="Number type of the heads' matrices; auto (default) is q8_0.",
 )
 @click.option("--replace-heads", is_flag=True, help="Replace heads that are attached already.")

@@ -60,14 +60,14 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 )
 @click.option(
     "--outtype",
-    type=click.Choice(OUTTYPES),
+    type=click.Choice(OUTTYPES, case_sensitive=False),
     metavar="TYPE",
     help=f"Number type of the base's matrices: {', '.join(OUTTYPES)}. auto (default) keeps 16-bit "
     "floats. The k types are made by llama.cpp's own quantizer.",
 )
 @click.option(
     "--heads-type",
-    type=click.Choice(HEADS_TYPES),
+    type=click.Choice(HEADS_TYPES, case_sensitive=False),
     help="Number type of the heads' matrices; auto (default) is q8_0.",
 )
 @click.option(

@@ -21,7 +21,9 @@ from gguf_mtp.cli.show import (
     wide_console,
 )
 from gguf_mtp.drafters.carried import CARRIED
+from gguf_mtp.drafters.dialects import DIALECTS
 from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
+from gguf_mtp.errors import FormatError
 from gguf_mtp.keyvalue import KeyValue, ValueType
 from gguf_mtp.merged import ROWS_SORTED_KEY, SHARED_KEY
 from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION, VERSION_KEY, is_merged
@@ -31,6 +33,7 @@ from gguf_mtp.readers.litertlm import is_litertlm
 from gguf_mtp.tail import TAIL, TailFile, read_tail
 
 MAX_JSON_ITEMS = 64
+DRAFTERS = {dialect.arch for dialect in DIALECTS if not dialect.embedded_under}
 
 
 @click.command()
@@ -52,6 +55,8 @@ def command(file: Path, as_json: bool, graph: Path | None, force: bool) -> None:
     Example:
       gguf-mtp inspect e2b-mtp.gguf
     """
+    if file.is_dir():
+        raise FormatError(f"{file}: is a directory; name a GGUF or .litertlm file in it")
     if is_litertlm(file):
         if graph is not None:
             inspect_litertlm.write_graph(file, graph, force=force)
@@ -243,9 +248,11 @@ def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
     def shown(value: Any) -> str:
         return escape(printable(str(value))) if value is not None else "-"
 
+    number, count = _value(gguf, "split.no"), _value(gguf, "split.count")
+    part = f", part {number + 1} of {count}" if isinstance(number, int) and count != 1 else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["types"].items()) or "none"
     lines = [
-        f"[bold]{shown(gguf.path.name)}[/]: GGUF v{gguf.version}, {human_bytes(size)}",
+        f"[bold]{shown(gguf.path.name)}[/]: GGUF v{gguf.version}, {human_bytes(size)}{part}",
         f"  model      {shown(facts['architecture'])}, {shown(facts['name'])}, "
         f"{shown(facts['size_label'])}, {facts['parameters']:,} parameters",
         f"  shape      {shown(facts['layers'])} layers of {shown(facts['hidden_size'])}, "
@@ -254,7 +261,9 @@ def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
     ]
     heads = facts["heads"]
     if heads is None:
-        lines.append("  MTP heads  none in this file")
+        alone = facts["architecture"] in DRAFTERS
+        what = "all of this file is heads: --heads takes it" if alone else "none in this file"
+        lines.append(f"  MTP heads  {what}")
     else:
         kinds = ", ".join(f"{count} {kind}" for kind, count in heads["types"].items())
         lines += [

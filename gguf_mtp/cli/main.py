@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
+from collections.abc import Iterable
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -70,6 +72,18 @@ class VerbGroup(click.Group):
         command: click.Command = importlib.import_module(f"gguf_mtp.cli.{cmd_name}").command
         command.context_class = VerbContext
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = get_close_matches(args[0], VERBS, n=1)
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if not near:
+                raise
+            message = f"{error.message} Did you mean {near[0]}?"
+            raise click.UsageError(message, ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

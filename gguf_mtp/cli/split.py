@@ -82,7 +82,6 @@ def command(
     elif not quiet:
         for output in outputs:
             print_notes(output.notes)
-            click.echo(
-                f"{output.path}: {output.plan.n_tensors} tensors, "
-                f"{human_bytes(output.plan.total_bytes)}"
-            )
+            n_tensors = output.plan.n_tensors  # none where bytes are copied unseen
+            what = f"{n_tensors} tensors" if n_tensors else "the base's own bytes"
+            click.echo(f"{output.path}: {what}, {human_bytes(output.plan.total_bytes)}")

@@ -8,6 +8,7 @@ import click
 
 from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.show import printable
+from gguf_mtp.errors import FormatError
 from gguf_mtp.verify import compare_with_manifest, manifest_path
 
 
@@ -19,17 +20,21 @@ from gguf_mtp.verify import compare_with_manifest, manifest_path
 def command(file: Path, manifest: Path | None, quiet: bool, as_json: bool) -> None:
     """Compare FILE, tensor by tensor, with the SHA-256 that its manifest has of each.
 
-    Exit codes: 0 all as written, 1 something differs, 2 could not tell.
+    Each part of a file in parts has a manifest of its own. Exit codes: 0 all as written, 1
+    something differs, 2 could not tell.
 
     \b
     Example:
       gguf-mtp verify e2b-mtp.gguf
     """
+    stated = manifest or manifest_path(file)
+    if not stated.exists():
+        raise FormatError(
+            f"{stated}: no such manifest; convert --verify leaves one beside its output"
+        )
     total = os.path.getsize(file) if os.path.isfile(file) else 0
     with progress_bar(file.name, total, quiet=quiet or as_json) as advance:
-        findings = compare_with_manifest(
-            file, manifest or manifest_path(file), advance or (lambda nbytes: None)
-        )
+        findings = compare_with_manifest(file, stated, advance or (lambda nbytes: None))
     if as_json:
         click.echo(json.dumps({"file": str(file), "findings": findings}, indent=2))
     elif not quiet:

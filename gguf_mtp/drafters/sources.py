@@ -96,7 +96,7 @@ def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
     Raises FormatError and UnsupportedError.
     """
     if is_merged(file):
-        raise UnsupportedError(f"{file.path}: has a base model in it; split it first")
+        raise UnsupportedError(f"{file.path}: has a base model in it; split it first (--heads-out)")
     half = half_from_gguf(file)
     dialect = dialect_of(half)
     keys, carried = [], []

@@ -72,7 +72,11 @@ def architecture(checkpoint: Checkpoint, role: str) -> Architecture:
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
         raise FormatError(f"{where}: architectures is {brief(value)}, expected one name")
     row = ARCHITECTURES.get(value[0])
-    if row is None or row.role != role:
+    if row is not None and row.role != role:
+        raise UnsupportedError(
+            f"{where}: is {row.role}, expected {role} (--base and --heads swapped?)"
+        )
+    if row is None:
         accepted = tuple(name for name, other in ARCHITECTURES.items() if other.role == role)
         raise UnsupportedError(
             f"{where}: architecture {brief(value[0])} is not {role}, expected one of {accepted}"

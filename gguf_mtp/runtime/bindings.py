@@ -107,7 +107,10 @@ class Model(Closing):
             raise RuntimeUnavailable(f"{path}: no such file")
         require_sound(path)
         if heads and not library.has_heads(path):
-            raise RuntimeUnavailable(f"{path}: not a merged file (it carries no MTP heads)")
+            raise RuntimeUnavailable(
+                f"{path}: not a merged file (it carries no MTP heads); convert and attach make "
+                f"one, --heads names a drafter's file"
+            )
         params, _keep_alive = _model_params(library, options)
         library.log.clear()
         address = (
