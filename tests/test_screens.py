@@ -12,6 +12,7 @@ import pytest
 
 import terminal_picture
 from gguf_mtp.cli.main import VERBS
+from litert_fixtures import fixture
 from llama_programs import programs
 from screens import NoTmux, Screen
 
@@ -123,6 +124,20 @@ def test_help(verb: str) -> None:
     kept = ("    gguf-mtp", "      --", "  --", "  L", "  drafts", "  base-", "  cross", "  refer")
     lines = [line for line in narrow.splitlines() if not line.startswith(kept)]
     assert too_wide("\n".join(lines), 40) == []
+
+
+def test_tables_leave_out_columns_and_say_so(pair: Path) -> None:
+    """A verdict that does not fit the screen is none; pipes get all (test_litert_extract.py)."""
+    package = fixture("trained")
+    text = shown("audit", "--litert", package, "--hf", "heads", cwd=pair)
+    assert too_wide(text, 80) == []
+    assert "model.norm.weight                                     -  equal" in text.splitlines()
+    assert "(not shown on so narrow a terminal: relative, max error, checkpoint, package)" in text
+    shown(*CONVERT, cwd=pair)
+    for arguments in (("inspect", package), ("inspect", "tiny-mtp.gguf")):
+        text = shown(*arguments, cwd=pair)
+        assert too_wide(text, 80) == []
+    assert "blk.0.attn_q.weight                   BF16  256, 128      65,536" in text.splitlines()
 
 
 BAR = """

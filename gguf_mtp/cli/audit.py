@@ -6,7 +6,7 @@ from collections import Counter
 import click
 from rich.markup import escape
 
-from gguf_mtp.cli.show import name_table, wide_console
+from gguf_mtp.cli.show import name_table, print_table, wide_console
 from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.drafters.litert.audit import Audit, audit
 from gguf_mtp.hub import CHECKPOINT, PACKAGE, local_path
@@ -63,7 +63,8 @@ def _print(found: Audit) -> None:
             *(_number(value) for value in (role.max_abs_error, role.max_rel_error, role.steps)),
             role.verdict,
         )
-    console.print(table)
+    spare = ("relative", "max error", "checkpoint", "package")
+    print_table(console, table, spare=spare)
     for setting in found.settings:
         console.print(
             f"{setting.name}: {escape(setting.package)} in the package, "

@@ -15,6 +15,7 @@ from gguf_mtp.cli import inspect_litertlm
 from gguf_mtp.cli.show import (
     human_bytes,
     name_table,
+    print_table,
     printable,
     shape_text,
     shown_value,
@@ -216,7 +217,7 @@ def _value(gguf: GgufFile, name: str) -> Any:
 def _print(gguf: GgufFile, tail: TailFile | None) -> None:
     console = wide_console()
     for line in _headlines(gguf, tail):
-        console.print(line)
+        console.print(line, soft_wrap=not console.is_terminal)
     _print_tables(console, gguf)
     if tail is not None:
         where = f"{tail.footer.heads_bytes:,} bytes at {tail.footer.heads_offset:,}"
@@ -232,13 +233,13 @@ def _print_tables(console: Console, gguf: GgufFile) -> None:
         if key.item_type is not None:
             kind = f"{key.item_type.name.lower()}[]"
         keys.add_row(escape(key.name), kind, escape(shown_value(key)))
-    console.print(keys)
+    print_table(console, keys, spare=("type",), squeezed="value")
     console.print()
     tensors = name_table("tensor", (ref.name for ref in gguf.tensors), "type", "shape")
     tensors.add_column("bytes", justify="right")
     for ref in gguf.tensors:
         tensors.add_row(escape(ref.name), ref.dtype, shape_text(ref.shape), f"{ref.nbytes:,}")
-    console.print(tensors)
+    print_table(console, tensors, spare=("shape",))
 
 
 def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:

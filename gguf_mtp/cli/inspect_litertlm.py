@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from gguf_mtp.cli.show import human_bytes, name_table, printable, wide_console
+from gguf_mtp.cli.show import human_bytes, name_table, print_table, printable, wide_console
 from gguf_mtp.drafters.litert.package import (
     LitertDrafter,
     provenance,
@@ -168,7 +168,7 @@ def print_package(path: Path) -> None:
             escape(_types_of(entry)),
             escape(printable(", ".join(f"{k}={v}" for k, v in items.items()))),
         )
-    console.print(sections)
+    print_table(console, sections, spare=("other items", "begin", "kind"), squeezed="constants")
     for entry in shown["sections"]:
         for signature in entry.get("model", {}).get("signatures", ()):
             console.print()
@@ -214,7 +214,7 @@ def _print_drafter(drafter: LitertDrafter) -> None:
             f"{weight.place.offset:,}",
             f"{weight.place.nbytes:,}",
         )
-    console.print(names)
+    print_table(console, names, spare=("tensor", "offset", "scales", "shape"))
     console.print()
     for key, value in provenance(drafter).items():
         if key not in ("tensors", "sections", "container_version"):

@@ -23,6 +23,7 @@ MAX_SHOWN_TEXT = 100
 MAX_NOTE_TEXT = 2000
 MAX_SHOWN_ITEMS = 6
 MAX_SHOWN_ITEM_TEXT = 24
+MIN_SQUEEZED = 16  # columns of a cell that is cut to fit
 
 
 def human_bytes(nbytes: int) -> str:
@@ -85,6 +86,47 @@ def name_table(title: str, names: Iterable[str], *columns: str) -> Table:
     return table
 
 
+def print_table(
+    console: Console, table: Table, *, spare: Iterable[str] = (), squeezed: str = ""
+) -> None:
+    """`table`; where a terminal is too narrow for it, with the column `squeezed` cut, and without
+    as many of the `spare` columns, in their order, as it takes, which is said. Pipes get all,
+    without blanks at line ends."""
+    if not console.is_terminal:
+        with console.capture() as whole:
+            console.print(table)
+        click.echo("\n".join(line.rstrip() for line in whole.get().splitlines()))
+        return
+    left_out = []
+    for heading in spare:
+        if _least_width(table, squeezed) <= console.width:
+            break
+        table.columns[:] = [column for column in table.columns if column.header != heading]
+        left_out.append(heading)
+    for column in table.columns:
+        if column.header == squeezed:
+            excess = _least_width(table, squeezed) - console.width
+            column.max_width = MIN_SQUEEZED - min(excess, 0)
+    console.print(table)
+    if left_out:
+        said = f"(not shown on so narrow a terminal: {', '.join(left_out)})"
+        console.print(hanging(said, 0), highlight=False)
+
+
+def _least_width(table: Table, squeezed: str) -> int:
+    """What `table` takes when the column `squeezed` is as narrow as it may be."""
+    from rich.text import Text
+
+    widths = [
+        max(Text.from_markup(str(cell)).cell_len for cell in (column.header, *column.cells))
+        for column in table.columns
+        if column.header != squeezed
+    ]
+    if squeezed:
+        widths.append(MIN_SQUEEZED)
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
 def wide_console() -> Console:
     """A console for tables with one line to a row; wide where no terminal sets the width."""
     from rich.console import Console
@@ -136,7 +178,7 @@ def print_plan(plan: FilePlan, output: Path) -> None:
         )
     n_keys = sum(len(part.plan.keys) for part in plan.parts)
     console = wide_console()
-    console.print(table)
+    print_table(console, table, spare=("shape",))
     console.print(
         f"{escape(str(output))}: would hold {n_keys} keys and {len(plan.slots)} tensors, "
         f"{plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)})"
