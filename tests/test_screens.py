@@ -4,7 +4,7 @@ request. tools/setup.sh installs tmux; without it these tests say that they skip
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,10 +25,10 @@ def screen(
     columns: int = 80,
     cwd: Path | None = None,
     environ: dict[str, str] | None = None,
+    program: Sequence[str] = (str(Path(sys.executable).with_name("gguf-mtp")),),
 ) -> Iterator[Screen]:
-    """gguf-mtp on a terminal of so many `columns`."""
-    program = Path(sys.executable).with_name("gguf-mtp")
-    command = [str(program), *map(str, arguments)]
+    """gguf-mtp, or another `program`, on a terminal of so many `columns`."""
+    command = [*program, *map(str, arguments)]
     try:
         opened = Screen(command, columns, cwd=cwd, environ=environ)
     except NoTmux as error:
@@ -115,15 +115,36 @@ def test_validate(pair: Path) -> None:
     ][:6]
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help(verb: str) -> None:
-    """At 80 columns all of it, at 40 all but examples, which are to be copied, and long choices."""
-    arguments = (verb, "--help") if verb else ("--help",)
-    assert too_wide(shown(*arguments), 80) == []
-    narrow = shown(*arguments, columns=40).replace("\\\n", "")
-    kept = ("    gguf-mtp", "      --", "  --", "  L", "  drafts", "  base-", "  cross", "  refer")
-    lines = [line for line in narrow.splitlines() if not line.startswith(kept)]
-    assert too_wide("\n".join(lines), 40) == []
+HELP = """
+import sys
+from gguf_mtp.cli.main import VERBS, main
+for arguments in ([], *([verb] for verb in VERBS)):
+    main([*arguments, "--help"], prog_name="gguf-mtp", standalone_mode=False)
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_help(columns: int) -> None:
+    """Of every verb: at 80 columns all of it fits, at 40 all but examples, which are to be copied,
+    and lists of choices."""
+    with screen(columns=columns, program=[sys.executable, "-c", HELP]) as opened:
+        assert opened.wait() == 0
+        text = opened.text()
+    assert text.count("Usage: gguf-mtp") == len(VERBS) + 1
+    if columns == 40:
+        text = text.replace("\\\n", "")
+        kept = (
+            "    gguf-mtp",
+            "      --",
+            "  --",
+            "  L",
+            "  drafts",
+            "  base-",
+            "  cross",
+            "  refer",
+        )
+        text = "\n".join(line for line in text.splitlines() if not line.startswith(kept))
+    assert too_wide(text, columns) == []
 
 
 def test_tables_leave_out_columns_and_say_so(pair: Path) -> None:
@@ -159,12 +180,9 @@ with progress_bar(sys.argv[1], 16_000_000_000, quiet=False) as advance:
 def test_the_bar(columns: int, expected: tuple[str, ...], tmp_path: Path) -> None:
     """A long conversion half way: how far, how fast, how long still."""
     ready = tmp_path / "ready"
-    command = [sys.executable, "-c", BAR, "gemma-4-26B-A4B-it-q4_k_m-mtp.gguf", str(ready)]
-    try:
-        opened = Screen(command, columns)
-    except NoTmux as error:
-        pytest.skip(f"{error}: no screen can be looked at")
-    with opened:
+    program = [sys.executable, "-c", BAR]
+    name = "gemma-4-26B-A4B-it-q4_k_m-mtp.gguf"
+    with screen(name, ready, columns=columns, program=program) as opened:
         opened.wait_until(lambda: ready.exists() and expected[1] in opened.text())
         text = opened.text()
     (line,) = text.splitlines()
