@@ -59,6 +59,7 @@ table = fuzz.targets.TARGETS
 table["gguf"] = replace(table["gguf"], read=read)
 sys.argv = ["one.py", "gguf", "-runs=50", *sys.argv[2:]]
 import fuzz.one
+fuzz.one.MAX_SECONDS = 1
 fuzz.one.main()
 """
 
@@ -69,6 +70,7 @@ fuzz.one.main()
     [
         ('KeyError("planted")', "KeyError: 'planted'"),
         ('GgufMtpError.__new__(GgufMtpError, "two\\nlines")', "no line of error"),
+        ("all(iter(lambda: True, None))", "TooSlowError"),
     ],
 )
 def test_what_escapes_is_a_finding(tmp_path: Path, error: str, words: str) -> None:

@@ -4,9 +4,11 @@ A process of its own, as libFuzzer ends the process it runs in. A finding makes 
 exit code than 0, and its input is kept.
 """
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
 
 import atheris
 
@@ -23,6 +25,18 @@ with atheris.instrument_imports(include=["gguf_mtp"], exclude=["gguf_mtp.string_
 MAX_LINE = MAX_MESSAGE + 1000
 
 
+# Of CPU time: on a machine that has other things to do the clock says little.
+MAX_SECONDS = 10
+
+
+class TooSlowError(BaseException):
+    """An input took more than `MAX_SECONDS`; nothing may catch it."""
+
+
+def _too_slow(number: int, frame: FrameType | None) -> None:
+    raise TooSlowError
+
+
 def main() -> None:
     target = TARGETS[sys.argv[1]]
     with tempfile.TemporaryDirectory() as name:
@@ -31,7 +45,10 @@ def main() -> None:
             (root / part).mkdir()
         run = target.runner(make_small(root / "small"), root / "input")
 
+        signal.signal(signal.SIGPROF, _too_slow)
+
         def one(data: bytes) -> None:
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
             try:
                 run(data)
             except GgufMtpError as error:
