@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
@@ -113,19 +112,23 @@ class VerbGroup(click.Group):
             except OSError as error:
                 if error.errno == errno.EPIPE:  # nobody reads on: click ends quietly
                     raise
-                # Files have errors of their own kind: what has no name here is stdout.
-                where = error.filename or _give_up_stdout()
+                where = error.filename or ("stdout" if _stdout_fails() else None)
+                if where is None:
+                    raise
                 click.echo(f"error: {GgufMtpError(f'{where}: {error.strerror}')}", err=True)
                 ctx.exit(2)
 
 
-def _give_up_stdout() -> str:
-    """Python would complain of what cannot be written again at its end; the name to give it."""
-    with suppress(OSError):
+def _stdout_fails() -> bool:
+    """Whether nothing can be written there; if so it is given up, as Python would try once more."""
+    try:
+        print(flush=True)
+    except OSError:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    return "stdout"
+        return True
+    return False
 
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -29,11 +29,8 @@ def listing(info: Any, where: str) -> Listing:
     """The files in an answer of the hub's, as its client has it. Raises FetchError, naming `where`,
     for names that lead elsewhere and for what is no commit, size or hash."""
     _require_digest(info.sha, (_SHA1,), f"{where}: commit")
-    siblings = info.siblings or []
-    if not isinstance(siblings, list):
-        raise FetchError(f"{where}: siblings is {brief(siblings)}, expected a list")
     files = {}
-    for file in siblings:
+    for file in info.siblings or []:
         name = file.rfilename
         if not isinstance(name, str) or not _stays_within(name):
             raise FetchError(f"{where} lists {brief(name)}, which is no path in a repository")
