@@ -77,6 +77,17 @@ def test_a_broken_record_is_one_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_doctor_finds_a_broken_record(tmp_path: Path) -> None:
+    environ = write_record(tmp_path, lib_dir=[7])
+    clean = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
+    command = [sys.executable, "-m", "gguf_mtp.cli.main", "doctor", "--json"]
+    done = subprocess.run(command, env=clean | environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["llama.cpp"]["state"] == "missing"
+    assert "lib_dir is [7], expected a directory" in checks["llama.cpp"]["text"]
+
+
 def run_validate(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own: a process loads one library for good."""
     prompts = tmp_path / "p.jsonl"
