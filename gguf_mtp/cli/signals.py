@@ -33,7 +33,7 @@ class Ended(BaseException):
 def exit_on_signals() -> Iterator[None]:
     """Within, SIGINT, SIGTERM and SIGHUP unwind the stack (temporary files go) and exit with 128
     and their number. One that is ignored (nohup) stays so; after the first all are, as an
-    impatient second Ctrl-C would leave behind what the first one has begun to remove."""
+    impatient second Ctrl-C would break into the cleaning up that the first one began."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         for other in before:
