@@ -51,8 +51,15 @@ def run_validate(
     *arguments: str | Path, environ: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run ``gguf-mtp validate`` on the recorded library that its arguments ask for."""
+    return run_verb("validate", *arguments, environ=environ)
+
+
+def run_verb(
+    verb: str, *arguments: str | Path, environ: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a verb in a process of its own, in which no library is loaded yet."""
     return subprocess.run(
-        [sys.executable, "-m", "gguf_mtp.cli.main", "validate", *map(str, arguments)],
+        [sys.executable, "-m", "gguf_mtp.cli.main", verb, *map(str, arguments)],
         env=clean_environment() if environ is None else environ,
         capture_output=True,
         text=True,

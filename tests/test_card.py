@@ -81,8 +81,40 @@ def test_a_report_of_that_file(tiny_merged: Path, tmp_path: Path) -> None:
     saved.write_text(documents_text)
     card = run("card", tiny_merged, "--report", saved).stdout
     assert "**MTP verified** by gguf-mtp" in card
-    assert "| L2 | breaks | reported | 1 of 2 |" in card
-    assert "| first k drafts all accepted | k=1 | k=2 | tokens a pass |" in card
+    assert "| L2 | breaks (reported), 1 of 2 prompts |\n" in card
+    assert "| base-identical | not tested |\n" in card
+    assert "| first k drafts all accepted | k=1 | k=2 | tokens a pass |\n" in card
+
+
+def test_reports_of_several_backends(tiny_merged: Path, tmp_path: Path) -> None:
+    """One of two backends and one of a third: a badge and a column of each."""
+    cpu, vulkan, cuda = (of(tiny_merged) | {"backend": n} for n in ("cpu", "vulkan", "cuda"))
+    vulkan |= {"tiers": [documents.tier("L0", True), documents.tier("L2", True)]}
+    cuda |= {"acceptance": documents.drafts(8, 5, 3)}
+    both = {"schema": "gguf-mtp.validate-backends/1", "holds": True, "backends": [cpu, vulkan]}
+    saved = [tmp_path / "both.json", tmp_path / "cuda.json"]
+    for path, document in zip(saved, (both, cuda), strict=True):
+        path.write_text(json.dumps(document))
+    card = run("card", tiny_merged, "--report", saved[0], "--report", saved[1]).stdout
+    lines = card.splitlines()
+    badges = [n for n, line in enumerate(lines) if line.startswith("**MTP verified**")]
+    assert [n - badges[0] for n in badges] == [0, 2, 4]  # paragraphs, not one
+    at = lines.index("| tier | cpu | vulkan | cuda |")
+    assert lines[at - 1] == ""
+    assert lines[at + 1 : at + 4] == [
+        "|---|---|---|---|",
+        "| L0 " + "| holds (claimed), 2 of 2 prompts " * 3 + "|",
+        "| L2 | breaks (reported), 1 of 2 prompts | holds (claimed), 2 of 2 prompts "
+        "| breaks (reported), 1 of 2 prompts |",
+    ]
+    assert "| first k drafts all accepted | k=1 | k=2 | k=3 | tokens a pass |" in lines
+    assert "| cpu, all rounds | 80.0 % | 50.0 % | - | 2.30 |" in lines
+    assert "| cuda, all rounds | 80.0 % | 50.0 % | 30.0 % | 2.30 |" in lines
+    vulkan["files"][0]["sha256"] = "1" * 64
+    saved[0].write_text(json.dumps(both))
+    refused = run("card", tiny_merged, "--report", saved[0])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"{saved[0]}.backends[1].files: is of a file with sha256" in refused.stderr
 
 
 def test_a_report_of_another_file_is_refused(tiny_merged: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def on_two_backends(**changes: Any) -> dict[str, Any]:
         "schema": "gguf-mtp.validate-backends/1",
         "holds": True,
         "backends": [
-            validation(backend="cpu", made=made),
+            validation(backend="cpu", made=made, not_tested={"metal": "not in this llama.cpp"}),
             validation(made=made) | beside_the_cpu(),
         ],
     } | changes
@@ -168,6 +168,7 @@ def test_each_backend_has_its_part_of_the_page() -> None:
     assert "gguf-mtp validate, backend cpu" in parsed.text
     assert "gguf-mtp validate, backend vulkan" in parsed.text
     assert parsed.text.count("gguf-mtp validate m.gguf --backend all") == 2
+    assert parsed.text.count("Nothing was run on metal (not in this llama.cpp).") == 1
     assert parsed.text.count("Beside the CPU") == 1
     assert "largest divergence, KL in nats 2e-06 1e-05" in parsed.text
     assert "working memory lay in Vulkan0 9 MiB, CPU 1 MiB" in parsed.text

@@ -10,19 +10,37 @@ import pytest
 
 import tier_table
 from gguf_mtp.errors import RuntimeUnavailable
-from tier_markdown import TIERS, table
+from tier_markdown import TIERS, page_text, table
 from tier_table import Cell, Size
 
-SIZE = Size(prompts=1, tokens=4)
-FEW = ("--type", "f32", "--flash-attn", "on", "--kv-type", "f16", "--prompts", "1", "--tokens", "4")
+SIZE = Size(prompts=1, tokens=4, characters=9)
+FEW = (
+    "--type",
+    "f32",
+    "--flash-attn",
+    "on",
+    "--kv-type",
+    "f16",
+    "--prompts",
+    "1",
+    "--tokens",
+    "4",
+    "--characters",
+    "9",
+)
 
 
 def a_report(
     broken: tuple[str, ...] = (), accepted: int = 3, worst: float = 2e-7
 ) -> dict[str, Any]:
-    tiers = [{"tier": tier, "holds": tier not in broken} for tier in TIERS]
+    parted = {"index": 4, "prompt": "p", "what": "token differs", "margin": 0.001, "noise": 0.02}
+    tiers = [
+        {"tier": t, "holds": t not in broken, "divergences": [parted] if t in broken else []}
+        for t in TIERS
+    ]
     return {
         "holds": not broken,
+        "settings": {"device": "CPU (a processor)"},
         "tiers": tiers,
         "acceptance": {"first_accepted": [{"hits": accepted, "total": 4}]},
         "cross_backend": {"worst": worst},
@@ -31,7 +49,7 @@ def a_report(
 
 def of(n_max: int, **changes: str) -> dict[str, Any]:
     cell = {"backend": "cpu", "outtype": "f32", "flash_attn": "on", "kv_type": "f16"}
-    return cell | changes | {"n_max": n_max, "prompts": 1, "tokens": 4}
+    return cell | changes | {"n_max": n_max, "prompts": 1, "tokens": 4, "characters": 9}
 
 
 def row(text: str, number: int = 0) -> list[str]:
@@ -62,6 +80,30 @@ def test_what_did_not_run_is_not_called_held() -> None:
     assert row(text, 1)[5:7] == ["refused by llama.cpp", ""]
     assert row(text, 2)[5] == "1, **not 2**"
     assert all(len(row(text, n)) == len(row(text, 0)) for n in range(3))
+
+
+def test_below_the_table_stands_where_it_ran_and_what_broke() -> None:
+    built = {"pin": "0c1e", "patches": "ab" * 32}
+    died = (of(3, backend="vulkan") | built, {"died": "signal 11"})
+    text = page_text([(of(1) | built, a_report()), (of(2) | built, a_report(("L2",))), died])
+    assert text.splitlines()[-4:] == [
+        "Here cpu is CPU (a processor), on prompts of up to 9 characters; "
+        "llama.cpp `0c1e` with series `abababababab`.",
+        "",
+        "- cpu, f32, FA on, KV f16, n_max 2: L2 parts at token 4 of p: token differs; "
+        "margin 0.001, noise 0.02",
+        "- vulkan, f32, FA on, KV f16, n_max 3: the process died (signal 11)",
+    ]
+    assert page_text([(of(1) | built, a_report())]).endswith("`abababababab`.\n")
+
+
+def test_vulkan_decodes_less_unless_told() -> None:
+    asked = tier_table.parser().parse_args([])
+    assert tier_table.size_of("cpu", asked) == tier_table.SIZES["cpu"]
+    assert tier_table.size_of("vulkan", asked).tokens < tier_table.SIZES["cpu"].tokens
+    told = tier_table.parser().parse_args(["--prompts", "3", "--tokens", "5"])
+    usual = tier_table.SIZES["vulkan"]
+    assert tier_table.size_of("vulkan", told) == Size(3, 5, usual.characters)
 
 
 @pytest.fixture
@@ -112,7 +154,7 @@ def test_cells_that_are_there_are_not_run_again(
     assert ran == [f"cpu-f32-fa_on-kv_f16-n{n}" for n in (1, 2, 3)]
     assert row(page.read_text().split(tier_table.BEGIN + "\n")[1])[5] == "1-3"
     # Of another size they are other cells.
-    assert not tier_table.is_kept(Cell("cpu", "f32", "on", "f16", 1), Size(1, 5), work)
+    assert not tier_table.is_kept(Cell("cpu", "f32", "on", "f16", 1), Size(1, 5, 9), work)
     (work / "cpu-f32-fa_on-kv_f16-n1.json").write_text('{"of"')
     assert not tier_table.is_kept(Cell("cpu", "f32", "on", "f16", 1), SIZE, work)
 

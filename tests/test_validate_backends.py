@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from _validate_helpers import library_under_test, require_patches
-from backend_runs import run_validate
+from backend_runs import run_verb
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.bindings import ContextOptions, ModelOptions
 from gguf_mtp.runtime.library import Device, Library
 from gguf_mtp.runtime.pair import open_pair
-from gguf_mtp.runtime.placement import placement
+from gguf_mtp.runtime.placement import KV_CACHE, placement, require_on_devices
+from gguf_mtp.runtime.targets import Target, choose_targets, left_out
 from gguf_mtp.validate.acceptance import Proportion
-from gguf_mtp.validate.backends import Target, choose_targets, require_placement
+from gguf_mtp.validate.backends import not_tested
 from gguf_mtp.validate.cross import (
     BLOCKS,
     F32,
@@ -98,10 +99,31 @@ def test_a_backend_without_a_device_fails_where_all_are_asked_for() -> None:
         choose_targets(bare, "all", None)
 
 
-def test_a_backend_that_was_never_built_is_one_line_and_exit_2(merged_f32: Path) -> None:
-    done = run_validate(merged_f32, "--backend", "metal")
+def test_what_was_left_out_is_told_with_its_reason() -> None:
+    bare = FakeLibrary(("vulkan",))
+    reasons = left_out(bare, choose_targets(bare, None, None))
+    assert reasons == {
+        "metal": "not in this llama.cpp",
+        "vulkan": "no device here",
+        "cuda": "not in this llama.cpp",
+        "rpc": "no server named",
+    }
+    assert not_tested(reasons) == (
+        "not tested: metal, cuda (not in this llama.cpp); vulkan (no device here); "
+        "rpc (no server named)"
+    )
+    assert left_out(TWO, [Target("cuda", ("CUDA0",))])["vulkan"] == "not asked for"
+
+
+@pytest.mark.parametrize("verb", ["validate", "run", "bench"])
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+def test_a_backend_that_was_never_built_is_one_line_and_exit_2(
+    merged_f32: Path, verb: str, backend: str
+) -> None:
+    words = ("import os",) if verb == "run" else ()
+    done = run_verb(verb, merged_f32, *words, "--backend", backend)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "metal backend; run `make patch-llamacpp BACKEND=metal`" in done.stderr
+    assert f"{backend} backend; run `make patch-llamacpp BACKEND={backend}`" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -133,23 +155,26 @@ def a_comparison(**changes: object) -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("field", "place", "message"),
+    ("part", "place", "message"),
     [
-        ("weights", {"CPU": 1.0}, r"base's weights did not go to Vulkan0 but to: CPU \(1.00 MiB\)"),
-        ("heads_weights", {"CPU_Mapped": 1.0}, r"heads' weights did not go to Vulkan0"),
-        ("kv_cache", {"CPU": 1.0}, r"KV cache did not go to Vulkan0"),
-        ("kv_cache", {"Vulkan0": 1.0, "CPU": 1.0}, r"part of the KV cache is not on Vulkan0"),
-        ("compute", {"Vulkan_Host": 1.0}, r"compute buffers did not go"),
-        ("compute", {}, r"compute buffers did not go to Vulkan0 but to: nowhere"),
+        ("base's weights", {"CPU": 1.0}, r"did not go to Vulkan0 but to: CPU \(1.00 MiB\)"),
+        ("heads' weights", {"CPU_Mapped": 1.0}, r"heads' weights did not go to Vulkan0"),
+        (KV_CACHE, {"CPU": 1.0}, r"KV cache did not go to Vulkan0"),
+        (KV_CACHE, {"Vulkan0": 1.0, "CPU": 1.0}, r"part of the KV cache is not on Vulkan0"),
+        ("compute buffers", {"Vulkan_Host": 1.0}, r"compute buffers did not go"),
+        ("compute buffers", {}, r"compute buffers did not go to Vulkan0 but to: nowhere"),
     ],
 )
 def test_what_fell_back_to_the_cpu_is_refused(
-    field: str, place: dict[str, float], message: str
+    part: str, place: dict[str, float], message: str
 ) -> None:
-    target = Target("vulkan", ("Vulkan0",))
-    require_placement(target, a_comparison())
+    there = {"Vulkan0": 1.0}
+    good = {"base's weights": there | {"CPU": 1.0}, "heads' weights": there, KV_CACHE: there}
+    good["compute buffers"] = there | {"CPU": 1.0}
+    require_on_devices("vulkan0", good)
+    require_on_devices("CUDA0, Vulkan0", good)
     with pytest.raises(RuntimeUnavailable, match=message):
-        require_placement(target, a_comparison(**{field: place}))
+        require_on_devices("Vulkan0", good | {part: place})
 
 
 # --- comparing logits -------------------------------------------------------------------------

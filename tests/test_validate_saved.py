@@ -45,6 +45,17 @@ def test_what_is_no_report_is_not_touched(tmp_path: Path, content: bytes) -> Non
     assert out.read_bytes() == content
 
 
+@pytest.mark.parametrize("verb", ["validate", "bench"])
+def test_one_file_cannot_be_both_outputs(tmp_path: Path, verb: str) -> None:
+    out = tmp_path / "r.json"
+    out.write_text(EARLIER)
+    words = [verb, "m.gguf", "--output", str(out), "--html", f"{tmp_path}/./r.json"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "--output and --html name the same file" in done.stderr
+    assert out.read_text() == EARLIER
+
+
 def test_an_empty_file_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "r.json").touch()
     ReportFile(tmp_path / "r.json").write(EARLIER)

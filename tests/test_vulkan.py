@@ -11,6 +11,7 @@ from backend_runs import (
     clean_environment,
     report_of,
     run_validate,
+    run_verb,
     verdicts,
     vulkan_environment,
 )
@@ -64,13 +65,33 @@ def test_without_the_variable_it_is_not_the_cpu_that_is_called_vulkan(
 ) -> None:
     """ggml passes over the software driver; everything would run on the CPU, and hold."""
     environ = {k: v for k, v in driver.items() if k != "GGML_VK_VISIBLE_DEVICES"}
-    for asked in ("vulkan", "all"):
-        done = run_validate(merged_f32, "--backend", asked, *SHORT, environ=environ)
+    validations = [("validate", "--backend", asked) for asked in ("vulkan", "all")]
+    runs = [("run", "import os", "--backend", "vulkan"), ("bench", "--backend", "vulkan")]
+    for verb, *words in (*validations, *runs):
+        done = run_verb(verb, merged_f32, *words, environ=environ)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == (
             "error: the vulkan backend finds no device on this machine; "
             "GGML_VK_VISIBLE_DEVICES=0 lets it take a software driver\n"
         )
+
+
+def test_run_and_bench_take_the_device(
+    driver: dict[str, str], merged_f32: Path, one_line: tuple[str, str]
+) -> None:
+    """By the backend's name or the device's; the text is the CPU's, F32 throughout."""
+    settings = ("--kv-type", "f32", "--flash-attn", "off", "--threads", "1", "--json")
+    words = (merged_f32, PROMPT, "--raw", "-n", "6", "--ctx", "256", "--n-max", "2", *settings)
+    texts = {
+        where: report_of(run_verb("run", *words, "--device", where, environ=environ))["text"]
+        for where, environ in (("cpu", clean_environment()), ("Vulkan0", driver))
+    }
+    assert texts["cpu"] == texts["Vulkan0"] != ""
+    few = ("--n-max", "1", "--n-predict", "3", "--repetitions", "1", "--ctx", "256")
+    on = ("--backend", "vulkan", *one_line)
+    found = report_of(run_verb("bench", merged_f32, *on, *few, *settings, environ=driver))
+    assert "llvmpipe" in found["settings"]["device"]
+    assert [depth["n"] for depth in found["depths"]] == [0, 1]
 
 
 def test_a_library_without_vulkan_says_how_to_build_one(merged_f32: Path) -> None:

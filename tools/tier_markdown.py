@@ -1,13 +1,63 @@
 """The table of `tier_table.py` as Markdown: a row for all depths of one combination."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+Kept = tuple[dict[str, Any], dict[str, Any]]  # what a cell is of, and its report
 
 TIERS = ("L0", "L1", "L2", "L3", "drafts-exact", "base-identical", "cross-backend")
 HEADINGS = ("backend", "type", "FA", "KV", "text", *TIERS, "worst KL", "1st draft accepted")
 
 
-def table(cells: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+def page_text(cells: Sequence[Kept]) -> str:
+    """The table, what ran where, and every place where a tier broke."""
+    text = f"{table(cells)}\n{where(cells)}"
+    found = [f"- {line}\n" for line in breaks(cells)]
+    return "".join((text, "\n", *found)) if found else text
+
+
+def where(cells: Sequence[Kept]) -> str:
+    """The devices that the cells ran on, and the llama.cpp."""
+    devices = {
+        f"{of['backend']} is {report['settings']['device']}, on prompts of up to "
+        f"{of['characters']} characters": None
+        for of, report in cells
+        if not _why_not(report)
+    }
+    builds = {
+        f"llama.cpp `{of['pin']}` with series `{of['patches'][:12]}`": None
+        for of, _ in cells
+        if "pin" in of
+    }
+    return f"Here {'; '.join([*devices, *builds])}.\n"
+
+
+def breaks(cells: Sequence[Kept]) -> Iterator[str]:
+    """Say of each tier that does not hold where it first breaks, and how close the tie was."""
+    for of, report in cells:
+        name = (
+            f"{of['backend']}, {of['outtype']}, FA {of['flash_attn']}, KV {of['kv_type']}, "
+            f"n_max {of['n_max']}"
+        )
+        if "died" in report:
+            yield f"{name}: the process died ({report['died']})"
+        for tier in report.get("tiers", ()):
+            if tier["holds"] is False:
+                yield f"{name}: {tier['tier']}{_first(tier['divergences'])}"
+
+
+def _first(divergences: Sequence[dict[str, Any]]) -> str:
+    if not divergences:
+        return " does not hold"
+    d = divergences[0]
+    text = f" parts at token {d['index']} of {d['prompt']}: {d['what']}"
+    if d["margin"] is not None:
+        text += f"; margin {d['margin']:.2g}"
+        text += "" if d["noise"] is None else f", noise {d['noise']:.2g}"
+    return text
+
+
+def table(cells: Sequence[Kept]) -> str:
     """Lines of Markdown; each cell is what it is of, and its report."""
     rows: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
     for of, report in cells:

@@ -8,6 +8,7 @@ Runs `gguf-mtp validate`'s tiers on the embedded pair, one cell after another, a
 cell's report in build/tiers: stopped and started again, it goes on where it was. At the end (or
 at once, with --render) the table goes into docs/backends.md. Backends run in processes of their
 own, since a process has one llama.cpp; one that dies takes one cell with it, and that is said.
+On Vulkan, here a driver on the CPU, cells decode less text; the table says how much.
 
 Exit codes: 0 every cell asked for was run, 1 one does not hold or died, 2 could not run.
 """
@@ -17,21 +18,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from gguf_mtp.api import convert, split
 from gguf_mtp.errors import GgufMtpError, RuntimeUnavailable
+from gguf_mtp.gemma4.outtype import ENCODED
 from gguf_mtp.runtime.bindings import ModelOptions
 from gguf_mtp.runtime.library import load_library, read_record, record_path
-from gguf_mtp.validate.backends import choose_targets, validate_backends
+from gguf_mtp.runtime.targets import choose_targets
+from gguf_mtp.validate.backends import validate_backends
 from gguf_mtp.validate.prompts import load_prompts
 from gguf_mtp.validate.suite import Options
 from llamacpp.pin import REPO, cache_dir
-from tier_markdown import table
+from tier_markdown import page_text
 
 FIXTURE = REPO / "tests" / "fixtures" / "gemma4-tiny"
 WORK = REPO / "build" / "tiers"
@@ -64,24 +68,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Size:
-    """How much each cell decodes."""
+    """How much each cell decodes: `tokens` behind each of the prompts, cut to `characters`."""
 
     prompts: int
     tokens: int
+    characters: int
+
+
+SIZES = {"cpu": Size(2, 24, 1000), "vulkan": Size(1, 8, 24)}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parser().parse_args(argv)
-    size = Size(options.prompts, options.tokens)
     asked = cells(options)
     try:
         if options.worker:
-            return work(asked, size, options.work)
+            return work(asked, size_of(asked[0].backend, options), options.work)
         if not options.render:
-            fill(asked, size, options)
-        text = table(list(kept(asked, options.work)))
-        put_into_page(options.page, text)
+            fill(asked, options)
+        put_into_page(options.page, page_text(list(kept(asked, options.work))))
     except (GgufMtpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -100,11 +106,18 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     return [Cell(*parts) for parts in every]
 
 
-def fill(asked: Sequence[Cell], size: Size, options: argparse.Namespace) -> None:
+def size_of(backend: str, options: argparse.Namespace) -> Size:
+    """How much a backend's cells decode."""
+    usual = SIZES[backend]
+    asked = {name: getattr(options, name) or default for name, default in asdict(usual).items()}
+    return Size(**asked)
+
+
+def fill(asked: Sequence[Cell], options: argparse.Namespace) -> None:
     """Run what is not there yet, a process for each backend, and another after one that died."""
     make_models(options.work, options.type)
     for backend in options.backend:
-        own = [cell for cell in asked if cell.backend == backend]
+        own, size = [cell for cell in asked if cell.backend == backend], size_of(backend, options)
         while missing := [c for c in own if not is_kept(c, size, options.work)]:
             print(f"{backend}: {len(own) - len(missing)} of {len(own)} cells kept", flush=True)
             command = [sys.executable, __file__, "--worker", "--work", str(options.work)]
@@ -138,7 +151,7 @@ def make_models(work_dir: Path, types: Sequence[str]) -> None:
             FIXTURE / "drafter",
             merged,
             outtype=name,
-            heads_type=name,
+            heads_type=name if name in ENCODED else "auto",
             force=True,
         )
         split(merged, base, None, force=True)
@@ -162,7 +175,10 @@ def work(asked: Sequence[Cell], size: Size, work_dir: Path) -> int:
     backend = asked[0].backend
     library = load_library(backend=backend)
     (target,) = choose_targets(library, backend, None)
-    prompts = load_prompts([PROMPT_SET])[: size.prompts]
+    prompts = [
+        replace(prompt, text=prompt.text[: size.characters])
+        for prompt in load_prompts([PROMPT_SET])[: size.prompts]
+    ]
     for number, cell in enumerate(asked, start=1):
         if is_kept(cell, size, work_dir):
             continue
@@ -174,6 +190,7 @@ def work(asked: Sequence[Cell], size: Size, work_dir: Path) -> int:
             flash_attn=cell.flash_attn,
             ignore_end=True,
         )
+        began = time.monotonic()
         try:
             (found,) = validate_backends(
                 library, {"merged": merged}, [target], prompts, options, ModelOptions(), base
@@ -182,7 +199,8 @@ def work(asked: Sequence[Cell], size: Size, work_dir: Path) -> int:
         except RuntimeUnavailable as error:
             report = {"refused": str(error)}
         keep(cell, size, work_dir, report)
-        print(f"{number}/{len(asked)} {cell.name}: {outcome(report)}", flush=True)
+        seconds = time.monotonic() - began
+        print(f"{number}/{len(asked)} {cell.name}: {outcome(report)} ({seconds:.0f} s)", flush=True)
     return 0
 
 
@@ -237,6 +255,11 @@ def put_into_page(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
 
 
+def usual_sizes(field: str) -> str:
+    """What `SIZES` says of each backend, for the help."""
+    return ", ".join(f"{asdict(size)[field]} on {backend}" for backend, size in SIZES.items())
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; without options it is everything."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -246,8 +269,9 @@ def parser() -> argparse.ArgumentParser:
     add("--flash-attn", nargs="+", choices=FLASH_ATTN, default=list(FLASH_ATTN))
     add("--kv-type", nargs="+", choices=KV_TYPES, default=list(KV_TYPES))
     add("--n-max", nargs="+", type=int, choices=DEPTHS, default=list(DEPTHS))
-    add("--prompts", type=int, default=2, help="prompts a cell")
-    add("--tokens", type=int, default=24, help="tokens a prompt")
+    add("--prompts", type=int, help=f"prompts a cell; default: {usual_sizes('prompts')}")
+    add("--tokens", type=int, help=f"tokens a prompt; default: {usual_sizes('tokens')}")
+    add("--characters", type=int, help=f"of a prompt; default: {usual_sizes('characters')}")
     add("--work", type=Path, default=WORK, help="where cells are kept")
     add("--page", type=Path, default=PAGE, help="the page that takes the table")
     add("--render", action="store_true", help="run nothing, write the table of what is kept")

@@ -8,7 +8,7 @@ Source: the Hugging Face hub's notes on model cards (fields of the front matter)
 import functools
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from gguf_mtp import __version__
 from gguf_mtp.card.runtimes import RUNTIMES
 from gguf_mtp.errors import FormatError
 from gguf_mtp.naming import split_names
-from gguf_mtp.report import badge, common
+from gguf_mtp.report import common
+from gguf_mtp.report.badge import badge_of
 from gguf_mtp.report.node import Node
+from gguf_mtp.report.page import unpack
 from gguf_mtp.report.validation import view
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -67,18 +69,21 @@ def plain(value: object) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def render(facts: Facts, report: tuple[str, dict[str, Any]] | None = None) -> str:
-    """The card. `report` is a saved validation of that file and the name it goes by in errors.
+def render(facts: Facts, reports: Sequence[tuple[str, dict[str, Any]]] = ()) -> str:
+    """The card. `reports` are saved validations of that file, each with its name in errors.
 
-    Raises FormatError for a report of another file, or one with a wrong field.
+    One of several backends counts as one of each. Raises FormatError for a report of another
+    file, or one with a wrong field.
     """
-    shown = None if report is None else _validation(facts, *report)
+    proofs = [_proof(facts, node) for node in unpack(reports)] if reports else []
     text: str = _template().render(
         front=_Markdown(front_matter(facts)),
         facts=facts,
         rows=_rows(facts),
         runtimes=_commands(facts),
-        validation=shown,
+        proofs=proofs,
+        tiers=_tiers(proofs),
+        depth=max((len(drafts.first) for proof in proofs for drafts in proof["drafts"]), default=0),
         version=__version__,
     )
     return text
@@ -172,19 +177,33 @@ def _filled(line: str, names: Mapping[str, str]) -> str:
     return line
 
 
-def _validation(facts: Facts, where: str, document: dict[str, Any]) -> dict[str, Any]:
-    node = Node(document, where)
-    line = badge(document, where)
-    listed = common.files(node)
-    merged = [file for file in listed if file["role"] == "merged"]
+def _proof(facts: Facts, node: Node) -> dict[str, Any]:
+    """A validation's badge and what its page shows, under the backend it ran on."""
+    line = badge_of(node)
+    merged = [file for file in common.files(node) if file["role"] == "merged"]
     if not merged:
-        raise FormatError(f"{where}.files: no merged file was validated")
+        raise FormatError(f"{node.where}.files: no merged file was validated")
     if merged[0]["sha256"] != facts.sha256:
         raise FormatError(
-            f"{where}.files: is of a file with sha256 {merged[0]['sha256'][:64]!a}, "
+            f"{node.where}.files: is of a file with sha256 {merged[0]['sha256'][:64]!a}, "
             f"{facts.path} has {facts.sha256}"
         )
-    return {"badge": _Markdown(line), **view(node)}
+    shown = view(node)
+    return {"badge": _Markdown(line), "on": shown["backend"] or shown["device"], **shown}
+
+
+def _tiers(proofs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Every tier's name, and what it came to in each of `proofs`."""
+    names = dict.fromkeys(tier["name"] for proof in proofs for tier in proof["tiers"])
+    found = [{tier["name"]: tier for tier in proof["tiers"]} for proof in proofs]
+    return [(name, [_verdict(tiers.get(name)) for tiers in found]) for name in names]
+
+
+def _verdict(tier: Mapping[str, Any] | None) -> str:
+    if tier is None or tier["holds"] is None:
+        return "not tested"
+    word = "claimed" if tier["claimed"] else "reported"
+    return f"{tier['verdict']} ({word}), {tier['prompts'].text} prompts"
 
 
 @functools.cache

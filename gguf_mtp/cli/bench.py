@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from gguf_mtp.cli import shared
+from gguf_mtp.cli.devices import model_options, open_library
 from gguf_mtp.cli.made import made
+from gguf_mtp.cli.outputs import Outputs
 from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.cli.show import wide_console
-from gguf_mtp.report import render
-from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions, half_the_cpus
-from gguf_mtp.runtime.library import load_library
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS, half_the_cpus
 from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.validate.bench import bench
 from gguf_mtp.validate.bench_report import bench_json, print_bench
 from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import load_prompts
-from gguf_mtp.validate.saved import ReportFile
 
 
 @click.command()
@@ -40,19 +38,16 @@ from gguf_mtp.validate.saved import ReportFile
 @click.option(
     "--repetitions", default=3, show_default=True, type=click.IntRange(1), help="Of everything."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write it, as JSON, to FILE; an earlier one there is removed first.",
-)
+@shared.as_json
+@shared.output
 @shared.html
 @shared.threads
 @shared.n_ctx
 @shared.kv_type
 @shared.flash_attn
+@shared.backend
 @shared.device
+@shared.rpc
 @shared.gpu_layers
 @shared.chat
 @shared.ignore_end
@@ -75,7 +70,9 @@ def command(
     n_ctx: int | None,
     kv_type: str,
     flash_attn: str,
+    backend: str | None,
     device: str | None,
+    rpc_servers: tuple[str, ...],
     gpu_layers: int,
     chat: bool,
     ignore_end: bool,
@@ -92,11 +89,12 @@ def command(
     Example:
       gguf-mtp bench e2b-mtp.gguf --chat
     """
-    saved = None if output is None else ReportFile(output)
-    page = None if html is None else ReportFile(html)
+    outputs = Outputs(output, html)
     prompts = load_prompts(prompt_sets)[:n_prompts]
-    library = load_library(exact)
-    library.log.echo = verbose
+    library = open_library(
+        exact=exact, backend=backend, device=device, servers=rpc_servers, verbose=verbose
+    )
+    on_devices = model_options(library, backend, device, gpu_layers)
     files = {"merged": model} if heads is None else {"base": model, "heads": heads}
     options = Options(
         n_max=n_max,
@@ -110,18 +108,11 @@ def command(
         ignore_end=ignore_end,
     )
     with (
-        open_pair(
-            library=library, options=ModelOptions(gpu_layers=gpu_layers, device=device), **files
-        ) as pair,
+        open_pair(library=library, options=on_devices, **files) as pair,
         step_bar() as show,
     ):
         found = bench(pair, prompts, options, repetitions, show)
-    document = bench_json(found) | {"made": made(ctx)}
-    as_text = json.dumps(document, indent=2, allow_nan=False)
-    if saved is not None:
-        saved.write(as_text + "\n")
-    if page is not None:
-        page.write(render([("report", document)]))
+    as_text = outputs.write(bench_json(found) | {"made": made(ctx)})
     if as_json:
         click.echo(as_text)
     else:

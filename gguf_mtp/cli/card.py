@@ -1,6 +1,6 @@
 """``gguf-mtp card``: the model card of a merged file."""
 
-import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ from gguf_mtp.card import Facts, render
 from gguf_mtp.cli.inspect import MAX_JSON_ITEMS, summary
 from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.report import write_page
+from gguf_mtp.digest import file_sha256
 from gguf_mtp.errors import UnsupportedError
 from gguf_mtp.readers.gguf import read_gguf
-from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.readers.strict_json import read_object
 from gguf_mtp.tail import read_tail
 
@@ -24,18 +24,20 @@ from gguf_mtp.tail import read_tail
     "--report",
     "saved",
     type=click.Path(path_type=Path),
+    multiple=True,
     metavar="FILE",
-    help='What "validate --json" printed for MERGED: its badge, tiers and acceptance.',
+    help='What "validate --json" printed for MERGED: badge, tiers and acceptance; repeatable.',
 )
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def command(
-    merged: Path, output: Path | None, saved: Path | None, force: bool, quiet: bool
+    merged: Path, output: Path | None, saved: tuple[Path, ...], force: bool, quiet: bool
 ) -> None:
     """Write the model card of MERGED, a file with heads in either layout, for publishing it.
 
     Front matter for the Hugging Face hub, where both halves come from and their licences, what to
-    type in llama.cpp and other programs, and with --report what was proved of this very file.
+    type in llama.cpp and other programs, and with --report what was proved of this very file, on
+    each backend that was validated.
 
     \b
     Example:
@@ -43,13 +45,11 @@ def command(
       gguf-mtp card e2b-mtp.gguf --report e2b.json -o README.md
     """
     facts = gather(merged, quiet=quiet)
-    report = None if saved is None else (str(saved), read_object(saved))
-    text = render(facts, report)
+    text = render(facts, [(str(path), read_object(path)) for path in saved])
     if output is None:
         click.echo(text, nl=False)
         return
-    inputs = (merged,) if saved is None else (merged, saved)
-    write_page(output, text, inputs=inputs, force=force)
+    write_page(output, text, inputs=(merged, *saved), force=force)
 
 
 def gather(merged: Path, *, quiet: bool) -> Facts:
@@ -62,11 +62,7 @@ def gather(merged: Path, *, quiet: bool) -> Facts:
     keys: dict[str, Any] = {
         key.name: key.head(MAX_JSON_ITEMS) for key in gguf.keys if key.name.startswith("general.")
     }
-    digest = hashlib.sha256()
-    with SourceFile(merged) as file:
-        with progress_bar(merged.name, file.size, quiet=quiet) as advance:
-            for data in file.pieces():
-                digest.update(data)
-                if advance:
-                    advance(len(data))
-        return Facts(merged, file.size, found, keys, digest.hexdigest())
+    size = os.path.getsize(merged)
+    with progress_bar(merged.name, size, quiet=quiet) as advance:
+        sha256 = file_sha256(merged, advance)
+    return Facts(merged, size, found, keys, sha256)

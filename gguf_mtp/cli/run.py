@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from gguf_mtp.cli import shared
-from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions
+from gguf_mtp.cli.devices import model_options, open_library
+from gguf_mtp.runtime.bindings import MAX_OUTPUTS
 from gguf_mtp.runtime.generate import DEFAULT_DRAFTS, STOPPED, Generation, MtpModel, Statistics
-from gguf_mtp.runtime.library import load_library
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -75,7 +75,9 @@ class _Shown:
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), help="Context. Default: up to 4096.")
 @shared.kv_type
 @shared.flash_attn
+@shared.backend
 @shared.device
+@shared.rpc
 @shared.gpu_layers
 @shared.exact
 @click.option("-q", "--quiet", is_flag=True, help="Print no figures behind the text.")
@@ -99,7 +101,9 @@ def command(
     n_ctx: int | None,
     kv_type: str,
     flash_attn: str,
+    backend: str | None,
     device: str | None,
+    rpc_servers: tuple[str, ...],
     gpu_layers: int,
     exact: bool,
     quiet: bool,
@@ -123,8 +127,9 @@ def command(
             raise click.UsageError(f"--chat does not go with {option}")
     if prompt is not None:
         prompt = _text(prompt)
-    library = load_library(exact)
-    library.log.echo = verbose
+    library = open_library(
+        exact=exact, backend=backend, device=device, servers=rpc_servers, verbose=verbose
+    )
     sampling: dict[str, Any] = {
         "temperature": temperature,
         "seed": seed,
@@ -138,7 +143,7 @@ def command(
         n_threads=threads,
         kv_type=kv_type,
         flash_attn=flash_attn,
-        options=ModelOptions(gpu_layers=gpu_layers, device=device),
+        options=model_options(library, backend, device, gpu_layers),
         library=library,
     ) as opened:
         if chat:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gguf_mtp.runtime.bindings import FLASH_ATTN, KV_TYPES
+from gguf_mtp.runtime.targets import BACKENDS
 
 # Of the verbs that run models.
 threads = click.option("--threads", type=click.IntRange(1), help="Default: half the CPUs.")
@@ -26,13 +27,32 @@ flash_attn = click.option(
 )
 verbose = click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
 
-# Of those that run them on the default devices of one library.
+device = click.option(
+    "--device", help="Devices of one backend between commas, such as Vulkan0, or cpu."
+)
+rpc = click.option(
+    "--rpc",
+    "rpc_servers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A ggml-rpc-server whose devices join the library's; repeatable. Trusted networks only.",
+)
+gpu_layers = click.option(
+    "--gpu-layers",
+    default=-1,
+    show_default=True,
+    type=click.IntRange(-1),
+    help="Layers to offload; -1 is all.",
+)
+
+# Of those that run them in one place.
 heads = click.option(
     "--heads", type=click.Path(path_type=Path), help="A drafter GGUF, where MODEL has no heads."
 )
-device = click.option("--device", help="A device of the library, or cpu. Default: all it has.")
-gpu_layers = click.option(
-    "--gpu-layers", default=-1, type=click.IntRange(-1), help="Layers to offload."
+backend = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help="Run on this backend's devices. Default: on all that the library has.",
 )
 exact = click.option("--exact", is_flag=True, help="Use the recorded batch-invariant build.")
 
@@ -50,6 +70,13 @@ prompt_sets = click.option(
     multiple=True,
     metavar="FILE|NAME",
     help="A shipped set or a JSON-lines file; repeatable. Default: all sets.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+output = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the report, as JSON, to FILE; an earlier one there is removed first.",
 )
 html = click.option(
     "--html",

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gguf_mtp.cli import shared
+from gguf_mtp.cli.devices import open_library
 from gguf_mtp.cli.made import made
+from gguf_mtp.cli.outputs import Outputs
 from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.cli.show import wrapping_console
-from gguf_mtp.report import badges, render
+from gguf_mtp.report import badges
 from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions, half_the_cpus
-from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY, load_library
+from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY
 from gguf_mtp.runtime.sampling import RULES
-from gguf_mtp.validate.backends import (
-    BACKENDS,
-    CPU,
-    choose_targets,
-    to_json,
-    validate_backends,
-)
+from gguf_mtp.runtime.targets import BACKENDS, choose_targets, left_out
+from gguf_mtp.validate.backends import not_tested, to_json, validate_backends
 from gguf_mtp.validate.cross import CROSS
 from gguf_mtp.validate.prompts import load_prompts
-from gguf_mtp.validate.saved import ReportFile
 from gguf_mtp.validate.suite import Options
 from gguf_mtp.validate.tiers import BASE, L4, REFERENCE, TIERS
 
@@ -57,13 +53,8 @@ def _parse_claims(
     type=click.Path(path_type=Path),
     help="Recorded logits (.npz) that base and heads must give.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write the report, as JSON, to FILE; an earlier one there is removed first.",
-)
+@shared.as_json
+@shared.output
 @shared.html
 @click.option("--badge", "as_badge", is_flag=True, help="Print a line of Markdown at the end.")
 @click.option(
@@ -139,21 +130,9 @@ def _parse_claims(
     type=click.Choice([*BACKENDS, ALL_BACKENDS]),
     help="Validate on this backend. Default: each that has a device.",
 )
-@click.option("--device", help="Devices of one backend between commas, such as Vulkan0, or cpu.")
-@click.option(
-    "--rpc",
-    "rpc_servers",
-    multiple=True,
-    metavar="HOST:PORT",
-    help="A ggml-rpc-server whose devices join the library's; repeatable. Trusted networks only.",
-)
-@click.option(
-    "--gpu-layers",
-    default=-1,
-    show_default=True,
-    type=click.IntRange(-1),
-    help="Layers to offload; -1 is all.",
-)
+@shared.device
+@shared.rpc
+@shared.gpu_layers
 @click.option("--no-repack", is_flag=True, help="Keep weights as stored (no repacked buffers).")
 @shared.chat
 @shared.ignore_end
@@ -229,15 +208,11 @@ def command(
         os.environ[ENV_LIBRARY] = str(lib_dir)
     if as_badge and as_json:
         raise click.UsageError("--badge does not go with --json; see gguf-mtp report --badge")
-    saved = None if output is None else ReportFile(output)
-    page = None if html is None else ReportFile(html)
+    outputs = Outputs(output, html)
     prompts = load_prompts(prompt_sets)[:n_prompts]
-    # A device that is not the CPU is in the library with most backends.
-    of_device = ALL_BACKENDS if device is not None and device.lower() != CPU else None
-    library = load_library(exact, backend or of_device)
-    library.log.echo = verbose
-    for server in rpc_servers:
-        library.add_rpc_server(server)
+    library = open_library(
+        exact=exact, backend=backend, device=device, servers=rpc_servers, verbose=verbose
+    )
     targets = choose_targets(library, backend, device)
     model_options = ModelOptions(gpu_layers=gpu_layers, repack=not no_repack)
     files = {"merged": model} if heads is None else {"base": model, "heads": heads}
@@ -262,17 +237,18 @@ def command(
         reports = validate_backends(
             library, files, targets, prompts, options, model_options, against, show, reference
         )
-    document = to_json(reports, {"made": made(ctx)})
-    as_text = json.dumps(document, indent=2, allow_nan=False)
-    if saved is not None:
-        saved.write(as_text + "\n")
-    if page is not None:
-        page.write(render([("report", document)]))
+    facts: dict[str, Any] = {"made": made(ctx)}
+    if backend in (None, ALL_BACKENDS) and device is None:
+        facts["not_tested"] = left_out(library, targets)
+    document = to_json(reports, facts)
+    as_text = outputs.write(document)
     if as_json:
         click.echo(as_text)
     else:
         for each in reports:
             each.print(wrapping_console())
+        if "not_tested" in facts:
+            click.echo(not_tested(facts["not_tested"]))
     if as_badge:
         click.echo("\n".join(badges(document)))
     if not all(each.report.holds for each in reports):

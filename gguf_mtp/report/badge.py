@@ -12,20 +12,16 @@ from gguf_mtp.report.page import unpack
 from gguf_mtp.report.validation import SCHEMA
 
 
-def badge(document: dict[str, Any], where: str = "report") -> str:
-    """Return the line for a saved validation. Plain Markdown: a card needs no host for it.
-
-    Raises FormatError for another document.
-    """
-    return _badge(Node(document, where))
-
-
 def badges(document: dict[str, Any], where: str = "report") -> list[str]:
-    """Return `badge` of a saved validation, or of each backend's part of one."""
-    return [_badge(node) for node in unpack([(where, document)])]
+    """Return the line for a saved validation, or one for each backend's part of it.
+
+    Plain Markdown: a card needs no host for it. Raises FormatError for another document.
+    """
+    return [badge_of(node) for node in unpack([(where, document)])]
 
 
-def _badge(node: Node) -> str:
+def badge_of(node: Node) -> str:
+    """Return the line for one backend's validation."""
     if node.text("schema") != SCHEMA:
         raise FormatError(
             f"{node.where}.schema: found {brief(node.text('schema'))}, expected {SCHEMA}"

@@ -37,6 +37,7 @@ def view(document: Node) -> dict[str, Any]:
         "n_tokens": sum(p.integer("output_tokens") for p in prompts),
         "device": settings.text("device"),
         "backend": document.maybe_text("backend"),
+        "not_tested": _not_tested(document.maybe_child("not_tested")),
         "cross": _cross(document.maybe_child("cross_backend")),
         "n_max": settings.integer("n_max"),
         "quantization": settings.text("quantization"),
@@ -70,6 +71,11 @@ def _headline(holds: bool, tiers: list[dict[str, Any]]) -> str:
     if not holds:
         return "Drafts were accepted less often than asked"
     return f"Everything claimed holds: {', '.join(claimed)}" if claimed else "Nothing was claimed"
+
+
+def _not_tested(node: Node | None) -> list[tuple[str, str]]:
+    """Backends that were left out, and why."""
+    return [] if node is None else node.scalars()
 
 
 def _tier(node: Node) -> dict[str, Any]:

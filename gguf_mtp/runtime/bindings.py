@@ -33,6 +33,7 @@ FTYPE_ALL_F32 = 0  # enum llama_ftype
 # Output rows one decode may ask for. llama.cpp reserves n_outputs x n_vocab floats.
 MAX_OUTPUTS = 32
 ALL_LAYERS = 0x7FFFFFFF
+CPU = "cpu"  # instead of devices' names: everything stays there
 
 
 def half_the_cpus() -> int:
@@ -45,7 +46,7 @@ class ModelOptions:
     """How weights are loaded: layers to offload (-1: all), device names, repacked CPU buffers."""
 
     gpu_layers: int = -1
-    device: str | None = None  # names between commas; "cpu" keeps everything on the CPU
+    device: str | None = None  # names between commas, or CPU; None: all the library has
     repack: bool = True
 
 
@@ -226,7 +227,7 @@ class Context(Closing):
         params.n_threads = params.n_threads_batch = options.n_threads
         params.type_k = params.type_v = KV_TYPES[options.kv_type]
         params.flash_attn_type = FLASH_ATTN[options.flash_attn]
-        if model.options.device == "cpu":
+        if model.options.device == CPU:
             params.offload_kqv = params.op_offload = False
         if target is not None:
             params.ctx_type = CONTEXT_TYPE_MTP
@@ -416,7 +417,7 @@ def _model_params(library: Library, options: ModelOptions) -> tuple[Any, Any]:
     params.n_gpu_layers = ALL_LAYERS if layers < 0 else layers
     if options.device is None:
         return params, None
-    if options.device == "cpu":
+    if options.device == CPU:
         params.n_gpu_layers = 0
         nothing = (ctypes.c_void_p * 1)(None)  # an empty list, where NULL would mean "all"
         params.devices = ctypes.cast(nothing, ctypes.c_void_p)

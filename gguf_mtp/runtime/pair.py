@@ -10,8 +10,9 @@ from gguf_mtp.closing import Closing
 from gguf_mtp.errors import PairingError, RuntimeUnavailable
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.tail import read_footer, require_complete
-from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptions
+from gguf_mtp.runtime.bindings import CPU, Context, ContextOptions, Model, ModelOptions
 from gguf_mtp.runtime.library import BUILD_HINT, Library, load_library
+from gguf_mtp.runtime.placement import KV_CACHE, require_on_devices
 from gguf_mtp.runtime.sampling import MtpSamplingDrafter, Rule, SamplingLoop
 from gguf_mtp.runtime.speculative import MtpDrafter, SpeculativeLoop
 
@@ -48,18 +49,30 @@ class Pair(Closing):
     def contexts(self, options: ContextOptions) -> PairContexts:
         """Make a target context and its drafter's, in the one order that works.
 
-        Raises RuntimeUnavailable where llama.cpp cannot make them.
+        Raises RuntimeUnavailable where llama.cpp cannot make them, or where weights, KV cache or
+        compute buffers turn out not to lie on the devices that were named.
         """
-        target = Context(self.base, options)
-        try:
-            drafter = Context(self.heads, options, target=target)
-        except BaseException:
-            target.close()
-            raise
+        with ExitStack() as stack:
+            target = stack.enter_context(Context(self.base, options))
+            drafter = stack.enter_context(Context(self.heads, options, target=target))
+            self._require_devices(target)
+            stack.pop_all()
         # Of the target every row: the first draft after a prompt needs the prompt's last one.
         target.enable_hidden(outputs_only=False)
         drafter.enable_hidden(outputs_only=True)
         return PairContexts(target, drafter)
+
+    def _require_devices(self, target: Context) -> None:
+        chosen = self.base.options
+        if chosen.device in (None, CPU) or chosen.gpu_layers >= 0:
+            return
+        parts = {
+            "base's weights": self.base.placement,
+            "heads' weights": self.heads.placement,
+            KV_CACHE: target.cache_placement,
+            "compute buffers": target.compute_placement,
+        }
+        require_on_devices(str(chosen.device), parts)
 
     def close(self) -> None:
         """Free both models, the heads first."""

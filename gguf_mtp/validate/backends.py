@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from gguf_mtp.errors import RuntimeUnavailable
-from gguf_mtp.runtime.bindings import ModelOptions
-from gguf_mtp.runtime.library import ALL_BACKENDS, Device, Library, build_hint
+from gguf_mtp.runtime.bindings import CPU, ModelOptions
+from gguf_mtp.runtime.library import Library
 from gguf_mtp.runtime.pair import Pair, open_pair
-from gguf_mtp.runtime.placement import Placement
+from gguf_mtp.runtime.placement import listed
+from gguf_mtp.runtime.targets import Target
 from gguf_mtp.validate.cross import (
     CROSS,
     DECODED,
@@ -32,26 +32,6 @@ from gguf_mtp.validate.sizes import context_options_for
 from gguf_mtp.validate.suite import Progress, validate
 
 SCHEMA = "gguf-mtp.validate-backends/1"
-CPU = "cpu"
-BACKENDS = (CPU, "metal", "vulkan", "cuda", "rpc")  # in the order they run in
-
-# What may help where a backend is there and finds no device.
-DEVICE_HINTS = {
-    "vulkan": "; GGML_VK_VISIBLE_DEVICES=0 lets it take a software driver",
-    "rpc": "; name a server with --rpc HOST:PORT",
-}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A backend to validate and its devices' names; the CPU has none."""
-
-    backend: str
-    devices: tuple[str, ...] = ()
-
-    def model_options(self, like: ModelOptions) -> ModelOptions:
-        """Options as `like`'s that load a model on exactly these devices."""
-        return replace(like, device=",".join(self.devices) or CPU)
 
 
 @dataclass(frozen=True)
@@ -94,50 +74,13 @@ def to_json(reports: Sequence[BackendReport], facts: dict[str, Any]) -> dict[str
     return {"schema": SCHEMA, "holds": holds, "backends": documents} | facts
 
 
-def choose_targets(library: Library, backend: str | None, device: str | None) -> list[Target]:
-    """Resolve a backend's name and device names between commas.
-
-    Neither means each backend that has a device, ``all`` each that was compiled in. Raises
-    RuntimeUnavailable where a backend asked for was not compiled in or finds no device here,
-    or where the devices named are not all of one backend.
-    """
-    devices = library.devices()
-    if device is not None:
-        return [_named(devices, backend, [name.strip().lower() for name in device.split(",")])]
-    if backend not in (None, ALL_BACKENDS):
-        return [_whole(library, devices, str(backend))]
-    wanted = {CPU, *(d.backend for d in devices)}
-    if backend == ALL_BACKENDS:
-        # RPC is compiled in everywhere and is nothing without a server.
-        wanted |= {name for name in library.backends() if name != "rpc"}
-    return [_whole(library, devices, name) for name in BACKENDS if name in wanted]
-
-
-def _named(devices: Sequence[Device], backend: str | None, names: Sequence[str]) -> Target:
-    if list(names) == [CPU] and backend in (None, CPU, ALL_BACKENDS):
-        return Target(CPU)
-    chosen = [d for name in names for d in devices if d.name.lower() == name and not d.is_cpu]
-    owners = {d.backend for d in chosen}
-    asked = backend in (None, ALL_BACKENDS) or owners == {backend}
-    if len(chosen) != len(names) or len(owners) != 1 or not asked:
-        have = ", ".join(f"{d.name} ({d.backend})" for d in devices) or "none"
-        of = f" of {backend}" if backend else ""
-        raise RuntimeUnavailable(f"no device {','.join(names)!r}{of}; the library has: {have}")
-    return Target(chosen[0].backend, tuple(d.name for d in chosen))
-
-
-def _whole(library: Library, devices: Sequence[Device], backend: str) -> Target:
-    if backend == CPU:
-        return Target(CPU)
-    if backend not in library.backends():
-        raise RuntimeUnavailable(
-            f"{library.directory} was built without {backend}; {build_hint(backend)}"
-        )
-    names = tuple(d.name for d in devices if d.backend == backend)
-    if not names:
-        hint = DEVICE_HINTS.get(backend, "")
-        raise RuntimeUnavailable(f"the {backend} backend finds no device on this machine{hint}")
-    return Target(backend, names)
+def not_tested(reasons: Mapping[str, str]) -> str:
+    """Say on which backends nothing ran, and why: `runtime.targets.left_out`'s, in a line."""
+    by_reason: dict[str, list[str]] = {}
+    for backend, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(backend)
+    parts = [f"{', '.join(backends)} ({reason})" for reason, backends in by_reason.items()]
+    return f"not tested: {'; '.join(parts)}"
 
 
 def validate_backends(
@@ -179,7 +122,7 @@ def validate_backends(
                     pair, chosen = stack.enter_context(plainly), replace(options, exact=False)
                 cross = None
                 if target.backend != CPU and on_cpu is not None:
-                    cross = _compare(on_cpu, pair, target, options, say)
+                    cross = _compare(on_cpu, pair, options, say)
                 report = validate(pair, prompts, chosen, against, say, reference=reference)
             if cross is not None:
                 claimed = options.claims is None or CROSS in options.claims
@@ -202,43 +145,8 @@ def _record(
     )
 
 
-def _compare(
-    on_cpu: CpuLogits, pair: Pair, target: Target, options: Options, say: Progress
-) -> Comparison:
+def _compare(on_cpu: CpuLogits, pair: Pair, options: Options, say: Progress) -> Comparison:
     limit = tolerance(pair.base.ftype, options.kv_type)
-    cross = on_cpu.compare(
+    return on_cpu.compare(
         pair, limit, lambda done, n: say("comparing logits with the CPU's", done, n)
     )
-    if pair.base.options.gpu_layers < 0:
-        require_placement(target, cross)
-    return cross
-
-
-def require_placement(target: Target, found: Comparison) -> None:
-    """Raise RuntimeUnavailable where what was to run on `target` lies elsewhere.
-
-    Weights and compute buffers of the CPU beside the device's are usual (token embeddings stay
-    with it); a KV cache there is not. llama.cpp reports none of this as an error.
-    """
-
-    def on_device(place: Placement) -> float:
-        return sum(size for name, size in place.items() if name.startswith(target.devices))
-
-    parts = {
-        "base's weights": found.weights,
-        "heads' weights": found.heads_weights,
-        "KV cache": found.kv_cache,
-        "compute buffers": found.compute,
-    }
-    names = ", ".join(target.devices)
-    for what, place in parts.items():
-        if not on_device(place):
-            raise RuntimeUnavailable(f"the {what} did not go to {names} but to: {listed(place)}")
-    elsewhere = {n: s for n, s in found.kv_cache.items() if not n.startswith(target.devices)}
-    if elsewhere:
-        raise RuntimeUnavailable(f"part of the KV cache is not on {names}: {listed(elsewhere)}")
-
-
-def listed(place: Placement) -> str:
-    """Buffers for a message."""
-    return ", ".join(f"{name} ({size:.2f} MiB)" for name, size in place.items()) or "nowhere"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.digest import file_sha256
 from gguf_mtp.runtime.bindings import ContextOptions, ModelOptions
 from gguf_mtp.runtime.library import Library
 from gguf_mtp.runtime.pair import Pair
@@ -74,13 +73,5 @@ def files_of(
     facts = []
     for done, (role, path) in enumerate(named):
         progress("hashing files", done, len(named))
-        facts.append(FileFacts(role, path.name, path.stat().st_size, _sha256(path)))
+        facts.append(FileFacts(role, path.name, path.stat().st_size, file_sha256(path)))
     return tuple(facts)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with SourceFile(path) as file:
-        for data in file.pieces():
-            digest.update(data)
-    return digest.hexdigest()

@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--merged", type=Path)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--flash-attn", default="auto")
+    parser.add_argument("--no-repack", action="store_true")
+    parser.add_argument("--device", help="default: all the library has")
     options = parser.parse_args(argv)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(options.library)
     json.dump(measure(options), sys.stdout)
@@ -39,12 +42,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Load the pair once and time each part on it."""
-    from gguf_mtp.runtime import ContextOptions, open_pair
+    from gguf_mtp.runtime import ContextOptions, ModelOptions, open_pair
 
     files = {name: getattr(options, name) for name in ("base", "merged")}
-    context = ContextOptions(n_ctx=1024, n_threads=options.threads)
+    context = ContextOptions(n_ctx=1024, n_threads=options.threads, flash_attn=options.flash_attn)
+    loaded = ModelOptions(repack=not options.no_repack, device=options.device)
     with (
-        open_pair(heads=options.drafter, **files) as pair,
+        open_pair(heads=options.drafter, options=loaded, **files) as pair,
         pair.contexts(context) as contexts,
     ):
         target, drafter = contexts.target, contexts.drafter

