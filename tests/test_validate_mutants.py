@@ -305,7 +305,7 @@ def recording(tmp_path: Path, **changes: Any) -> Path:
     ("changes", "message"),
     [
         ({"seq0_base_logits": None}, "holds no seq0_base_logits"),
-        ({"seq0_rows": None}, "not a recording of logits"),
+        ({"seq0_rows": None}, "not a recording of logits: seq0_rows is not a file"),
         ({"seq0_ids": np.zeros(4)}, r"seq0_ids is float64 \[4\], expected integers \[any\]"),
         ({"seq0_base_logits": np.zeros((6, 9), "f4")}, r"expected floats \[6, 2048\]"),
         ({"seq0_rows": np.array([0, 1, 2, 3, 4, 999], "i4")}, "seq0_rows is out of range"),
@@ -325,9 +325,11 @@ def test_what_is_no_recording_is_refused(
 def test_files_that_are_no_recording_are_refused(tmp_path: Path, files: Files) -> None:
     (tmp_path / "cut.npz").write_bytes(REFERENCE_FILE.read_bytes()[:5000])
     (tmp_path / "text.npz").write_text("hello")
-    for name in ("cut.npz", "text.npz", "gone.npz"):
-        with pytest.raises(FormatError, match=f"{name}: not a recording"):
+    for name in ("cut.npz", "text.npz"):
+        with pytest.raises(FormatError, match=rf"{name}: not a recording of logits \(\.npz\)$"):
             read_recording(tmp_path / name, 2048)
+    with pytest.raises(FormatError, match=r"gone\.npz: No such file or directory$"):
+        read_recording(tmp_path / "gone.npz", 2048)
     words = ["validate", files.base, "--heads", files.heads, "--reference", tmp_path / "cut.npz"]
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exit_code == 2

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench.models import FILE_TYPES, bench_pair
 from bench.shapes import PAIRS
 from gguf_mtp.api import convert
+from gguf_mtp.cli.show import wide_console
 from gguf_mtp.errors import GgufMtpError, RuntimeUnavailable
 from gguf_mtp.runtime.bindings import CPU, ModelOptions
 from gguf_mtp.runtime.library import EXACT_HINT, load_library, read_record, record_path
@@ -47,8 +47,6 @@ PROMPT = Prompt("cost", "The keeper of the archive went through its eleven rooms
 N_CTX = 1024
 DECODED = 14
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
@@ -66,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(found, indent=1))
     else:
-        console.print(as_table(found, options.n_max))
+        wide_console().print(as_table(found, options.n_max))
     return 0
 
 

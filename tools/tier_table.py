@@ -8,7 +8,8 @@ Runs `gguf-mtp validate`'s tiers on the embedded pair, one cell after another, a
 cell's report in build/tiers: stopped and started again, it goes on where it was. At the end (or
 at once, with --render) the table goes into docs/backends.md. Backends run in processes of their
 own, since a process has one llama.cpp; one that dies takes one cell with it, and that is said.
-On Vulkan, here a driver on the CPU, cells decode less text; the table says how much.
+On Vulkan, here a driver on the CPU, cells decode less text; the table says how much. What does
+not depend on the depth, base-identical and cross-backend, is tested at the first one alone.
 
 Exit codes: 0 every cell asked for was run, 1 one does not hold or died, 2 could not run.
 """
@@ -30,10 +31,11 @@ from gguf_mtp.errors import GgufMtpError, RuntimeUnavailable
 from gguf_mtp.gemma4.outtype import ENCODED
 from gguf_mtp.runtime.bindings import ModelOptions
 from gguf_mtp.runtime.library import load_library, read_record, record_path
+from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.runtime.targets import choose_targets
 from gguf_mtp.validate.backends import validate_backends
 from gguf_mtp.validate.prompts import load_prompts
-from gguf_mtp.validate.suite import Options
+from gguf_mtp.validate.suite import Options, validate
 from llamacpp.pin import REPO, cache_dir
 from tier_markdown import page_text
 
@@ -75,7 +77,7 @@ class Size:
     characters: int
 
 
-SIZES = {"cpu": Size(2, 24, 1000), "vulkan": Size(1, 8, 24)}
+SIZES = {"cpu": Size(2, 24, 1000), "vulkan": Size(1, 6, 12)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,11 +193,17 @@ def work(asked: Sequence[Cell], size: Size, work_dir: Path) -> int:
             ignore_end=True,
         )
         began = time.monotonic()
+        files = {"merged": merged}
         try:
-            (found,) = validate_backends(
-                library, {"merged": merged}, [target], prompts, options, ModelOptions(), base
-            )
-            report = found.to_json()
+            if cell.n_max == DEPTHS[0]:
+                (found,) = validate_backends(
+                    library, files, [target], prompts, options, ModelOptions(), base
+                )
+                report = found.to_json()
+            else:
+                on_target = target.model_options(ModelOptions())
+                with open_pair(library=library, options=on_target, **files) as pair:
+                    report = validate(pair, prompts, options).to_json()
         except RuntimeUnavailable as error:
             report = {"refused": str(error)}
         keep(cell, size, work_dir, report)

@@ -20,8 +20,8 @@ from gguf_mtp import __version__
 from gguf_mtp.card.runtimes import RUNTIMES
 from gguf_mtp.errors import FormatError
 from gguf_mtp.naming import split_names
-from gguf_mtp.report import common
 from gguf_mtp.report.badge import badge_of
+from gguf_mtp.report.common import counted, files
 from gguf_mtp.report.node import Node
 from gguf_mtp.report.page import unpack
 from gguf_mtp.report.validation import view
@@ -180,7 +180,7 @@ def _filled(line: str, names: Mapping[str, str]) -> str:
 def _proof(facts: Facts, node: Node) -> dict[str, Any]:
     """A validation's badge and what its page shows, under the backend it ran on."""
     line = badge_of(node)
-    merged = [file for file in common.files(node) if file["role"] == "merged"]
+    merged = [file for file in files(node) if file["role"] == "merged"]
     if not merged:
         raise FormatError(f"{node.where}.files: no merged file was validated")
     if merged[0]["sha256"] != facts.sha256:
@@ -189,7 +189,9 @@ def _proof(facts: Facts, node: Node) -> dict[str, Any]:
             f"{facts.path} has {facts.sha256}"
         )
     shown = view(node)
-    return {"badge": _Markdown(line), "on": shown["backend"] or shown["device"], **shown}
+    size = f"{counted(shown['n_prompts'], 'prompt')}, {counted(shown['n_tokens'], 'token')}"
+    on = shown["backend"] or shown["device"]
+    return {"badge": _Markdown(line), "on": on, "size": size, **shown}
 
 
 def _tiers(proofs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -203,7 +205,7 @@ def _verdict(tier: Mapping[str, Any] | None) -> str:
     if tier is None or tier["holds"] is None:
         return "not tested"
     word = "claimed" if tier["claimed"] else "reported"
-    return f"{tier['verdict']} ({word}), {tier['prompts'].text} prompts"
+    return f"{tier['verdict']} ({word}), {tier['prompts'].text} {tier['units']}"
 
 
 @functools.cache

@@ -34,7 +34,8 @@ def badge_of(node: Node) -> str:
     settings, made = node.child("settings"), node.maybe_child("made")
     version = "" if made is None else f" {made.text('gguf_mtp')}"
     parts = [f"by gguf-mtp{version}"]
-    parts.append(f"{' '.join(held) or 'nothing'} hold on {len(prompts)} prompts, {tokens:,} tokens")
+    where = f"{common.counted(len(prompts), 'prompt')}, {common.counted(tokens, 'token')}"
+    parts.append(f"{' '.join(held) or 'nothing'} hold on {where}")
     if broken:
         parts.append(f"{' '.join(broken)} break")
     rate = node.child("acceptance").maybe_number("tokens_per_pass")

@@ -151,6 +151,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 prompt``, ``2 prompts``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}×"  # noqa: RUF001
 

@@ -72,5 +72,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = common.number
+    environment.filters["counted"] = common.counted
     environment.filters["times"] = common.times
     return environment

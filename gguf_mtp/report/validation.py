@@ -89,6 +89,7 @@ def _tier(node: Node) -> dict[str, Any]:
         "holds": holds,
         "verdict": "not tested" if holds is None else "holds" if holds else "breaks",
         "prompts": prompts,
+        "units": words(name).units,
         "tokens": node.integer("tokens"),
         "note": node.text("note"),
         "divergences": [_divergence(name, d) for d in node.children("divergences")],

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Words:
-    """A tier as a headline and a sentence or two."""
+    """A tier as a headline and a sentence or two, and what its share is a share of."""
 
     title: str
     text: str
+    units: str = "prompts"
 
 
 TIERS = {
@@ -38,6 +39,7 @@ TIERS = {
         "At a temperature above zero tokens are drawn by chance. Many seeded draws with drafts "
         "have the distribution that the model alone gives, by a chi-squared test; the same test "
         "has to find a rule of acceptance that is broken on purpose.",
+        units="places",
     ),
     "drafts-exact": Words(
         "Every draft is the drafter's own",

@@ -108,10 +108,13 @@ def read_recording(path: Path, n_vocab: int) -> tuple[str, list[Recorded]]:
             return program, [_sequence(path, arrays, n, n_vocab) for n in range(count)]
     except GgufMtpError:
         raise
-    except Exception as error:  # numpy, zipfile and zlib raise many things for damaged files
-        raise FormatError(
-            f"{path}: not a recording of logits ({type(error).__name__}: {error})"
-        ) from None
+    except KeyError as error:
+        raise FormatError(f"{path}: not a recording of logits: {error.args[0]}") from None
+    except Exception as error:
+        # NumPy, zipfile and zlib raise many things for damaged files, and NumPy's reason for any
+        # text is that it might be loaded "unsafely": only the system's are passed on.
+        reason = getattr(error, "strerror", None) or "not a recording of logits (.npz)"
+        raise FormatError(f"{path}: {reason}") from None
 
 
 def _sequence(path: Path, arrays: Any, number: int, n_vocab: int) -> Recorded:
