@@ -143,3 +143,13 @@ def test_a_log_keeps_reasons_and_prints_nothing(capfd: pytest.CaptureFixture[str
     log.echo = True
     log.write(2, "shown\n")
     assert capfd.readouterr().err == "shown\n"
+
+
+def test_lines_for_debugging_push_none_out_of_the_log() -> None:
+    log = LogTail(keep=2)
+    log.write(2, "Vulkan0 KV buffer size = 0.07 MiB\n")
+    for _ in range(9):
+        log.write(1, "input tensor ")
+        log.write(5, "is used\n")
+    log.write(2, "done\n")
+    assert log.lines() == ["Vulkan0 KV buffer size = 0.07 MiB", "done"]

@@ -77,19 +77,23 @@ def test_what_did_not_run_is_not_called_held() -> None:
     ]
     text = table(found)
     assert row(text)[10] == "-"
-    assert row(text, 1)[5:7] == ["refused by llama.cpp", ""]
+    assert row(text, 1)[5:7] == ["refused", ""]
     assert row(text, 2)[5] == "1, **not 2**"
     assert all(len(row(text, n)) == len(row(text, 0)) for n in range(3))
 
 
 def test_below_the_table_stands_where_it_ran_and_what_broke() -> None:
     built = {"pin": "0c1e", "patches": "ab" * 32}
-    died = (of(3, backend="vulkan") | built, {"died": "signal 11"})
-    text = page_text([(of(1) | built, a_report()), (of(2) | built, a_report(("L2",))), died])
-    assert text.splitlines()[-4:] == [
+    more = [
+        (of(3, backend="vulkan") | built, {"died": "signal 11"}),
+        *((of(n, kv_type="q8_0") | built, {"refused": "no such cache"}) for n in (1, 2)),
+    ]
+    text = page_text([(of(1) | built, a_report()), (of(2) | built, a_report(("L2",))), *more])
+    assert text.splitlines()[-5:] == [
         "Here cpu is CPU (a processor), on prompts of up to 9 characters; "
         "llama.cpp `0c1e` with series `abababababab`.",
         "",
+        "- 2 cells are refused: no such cache",
         "- cpu, f32, FA on, KV f16, n_max 2: L2 parts at token 4 of p: token differs; "
         "margin 0.001, noise 0.02",
         "- vulkan, f32, FA on, KV f16, n_max 3: the process died (signal 11)",

@@ -1,5 +1,6 @@
 """The table of `tier_table.py` as Markdown: a row for all depths of one combination."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ def where(cells: Sequence[Kept]) -> str:
 
 
 def breaks(cells: Sequence[Kept]) -> Iterator[str]:
-    """Say of each tier that does not hold where it first breaks, and how close the tie was."""
+    """Say of each tier that does not hold where it first breaks, and how close the tie was; and
+    why cells were refused."""
+    refused = Counter(report["refused"] for _, report in cells if "refused" in report)
+    yield from (f"{count} cells are refused: {reason}" for reason, count in refused.items())
     for of, report in cells:
         name = (
             f"{of['backend']}, {of['outtype']}, FA {of['flash_attn']}, KV {of['kv_type']}, "
@@ -84,7 +88,7 @@ def _row(by_depth: dict[int, dict[str, Any]]) -> list[str]:
 
 def _why_not(report: dict[str, Any]) -> str:
     if "refused" in report:
-        return "refused by llama.cpp"
+        return "refused"
     return "died" if "died" in report else ""
 
 

@@ -101,11 +101,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
-    """All combinations asked for, those of a backend together."""
+    """All combinations asked for: those of a backend together, and the depths one by one."""
     every = product(
-        options.backend, options.type, options.flash_attn, options.kv_type, options.n_max
+        options.backend, options.n_max, options.type, options.flash_attn, options.kv_type
     )
-    return [Cell(*parts) for parts in every]
+    return [
+        Cell(backend, outtype, flash_attn, kv_type, n_max)
+        for backend, n_max, outtype, flash_attn, kv_type in every
+    ]
 
 
 def size_of(backend: str, options: argparse.Namespace) -> Size:
@@ -205,7 +208,7 @@ def work(asked: Sequence[Cell], size: Size, work_dir: Path) -> int:
                 with open_pair(library=library, options=on_target, **files) as pair:
                     report = validate(pair, prompts, options).to_json()
         except RuntimeUnavailable as error:
-            report = {"refused": str(error)}
+            report = {"refused": str(error).removeprefix(f"{merged}: ")}
         keep(cell, size, work_dir, report)
         seconds = time.monotonic() - began
         print(f"{number}/{len(asked)} {cell.name}: {outcome(report)} ({seconds:.0f} s)", flush=True)

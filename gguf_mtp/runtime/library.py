@@ -30,6 +30,7 @@ BACKEND_NAMES = {
 }  # fmt: skip
 
 # enum ggml_log_level (ggml.h)
+LOG_LEVEL_DEBUG = 1
 LOG_LEVEL_WARN = 3
 LOG_LEVEL_ERROR = 4
 LOG_LEVEL_CONTINUES = 5
@@ -172,7 +173,11 @@ def choose_library(
 
 
 class LogTail:
-    """Takes llama.cpp's log, keeps the last lines, and prints none unless `echo` is set."""
+    """Takes llama.cpp's log, keeps the last lines, and prints none unless `echo` is set.
+
+    Lines for debugging are not kept: of a graph there are hundreds, and behind them the lines that
+    say where things lie would be lost.
+    """
 
     def __init__(self, keep: int = 200) -> None:
         self.echo = False
@@ -188,7 +193,8 @@ class LogTail:
             self._level = level
         self._partial += text
         *lines, self._partial = self._partial.split("\n")
-        self._lines.extend((self._level, line.strip()) for line in lines if line.strip())
+        if self._level != LOG_LEVEL_DEBUG:
+            self._lines.extend((self._level, line.strip()) for line in lines if line.strip())
 
     def clear(self) -> None:
         """Forget everything seen so far."""
