@@ -5,6 +5,7 @@ like any other.
 """
 
 from gguf_mtp.drafters.dialects import DEPTH
+from gguf_mtp.drafters.families import FAMILIES
 from gguf_mtp.drafters.translate import overlay_of
 from gguf_mtp.errors import UnsupportedError, brief
 from gguf_mtp.gemma4.target import ARCH
@@ -18,7 +19,12 @@ OTHER_FILES = {
     "mmproj": "the vision and audio encoders, which stay a file of their own",
     "adapter": "a LoRA adapter",
     "imatrix": "an importance matrix",
-    "gemma4-assistant": "MTP heads; give them with --heads",
+    **{
+        arch: f"{family.what}: for --heads"
+        for family in FAMILIES
+        for arch in family.architectures
+        if not family.alone
+    },
 }
 
 

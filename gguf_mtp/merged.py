@@ -76,7 +76,7 @@ def check_and_describe(
     base_shape = read_shape(base, BASE_ARCH)
     heads = found.drafter.half
     check_target(found.carried, base, base_shape, heads.origin)
-    check_pair(base, base_shape, heads, found.drafter.shape)
+    check_pair(base, base_shape, found.drafter)
     ordered = found.drafter.ordered is not None
     notes = (*found.notes, *pair_notes(base, heads, found.carried, ordered=ordered))
     fresh = describe(base, base_shape, heads, found.facts, hash_base=hash_base)
@@ -110,8 +110,9 @@ def _into_namespace(tensor: Tensor, drafter: Drafter, origin: str) -> Tensor:
 
 def _sorts_rows(drafter: Drafter) -> bool:
     """Whether the embedding's rows go sorted by centroid into the file; the loader sorts others."""
-    embedding = drafter.half.tensor_by_name[EMBEDDING]
-    return drafter.ordered is not None and embedding.type.is_known
+    if drafter.ordered is None:
+        return False
+    return drafter.half.tensor_by_name[EMBEDDING].type.is_known
 
 
 def separate(file: GgufFile, dialect: Dialect = UPSTREAM) -> tuple[Half, Half]:
@@ -134,7 +135,7 @@ def separate(file: GgufFile, dialect: Dialect = UPSTREAM) -> tuple[Half, Half]:
         tensors=tuple(item for item in whole.tensors if not item.name.startswith(PREFIX)),
     )
     drafter, provenance = _drafter_of(file, whole, base)
-    check_pair(base, read_shape(base, BASE_ARCH), drafter.half, drafter.shape)
+    check_pair(base, read_shape(base, BASE_ARCH), drafter)
     heads = in_dialect(drafter, dialect)
     return base, replace(heads, keys=(*heads.keys, *provenance))
 

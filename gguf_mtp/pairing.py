@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gguf_mtp.drafters.drafter import Drafter
+from gguf_mtp.drafters.fit import check_fit
 from gguf_mtp.errors import PairingError, UnsupportedError
 from gguf_mtp.gemma4.config import FULL, SLIDING
 from gguf_mtp.gemma4.keys import ROPE_FREQS
@@ -110,11 +112,20 @@ def _ordered(heads: Half, ordered: bool) -> Note | None:
     return None
 
 
-def check_pair(base: Half, base_shape: ModelShape, heads: Half, heads_shape: ModelShape) -> None:
+def check_pair(base: Half, base_shape: ModelShape, drafter: Drafter) -> None:
     """Raise PairingError, naming both files, expected and found, unless the drafter fits.
 
-    UnsupportedError when the base's layers are arranged in a way llama.cpp cannot share.
+    UnsupportedError for what llama.cpp cannot run, FormatError for a drafter that is not whole.
     """
+    if drafter.shape is None:
+        _check_tokenizers(base, drafter.half, drafter.family.agreed)
+        check_fit(base, base_shape, drafter.half, drafter.family)
+    else:
+        _check_heads(base, base_shape, drafter.half, drafter.shape)
+
+
+def _check_heads(base: Half, base_shape: ModelShape, heads: Half, heads_shape: ModelShape) -> None:
+    """MTP heads attend to the base's keys and values, so their layers must be alike."""
 
     def agree(what: str, expected: Any, found: Any) -> None:
         if expected != found:
@@ -163,8 +174,8 @@ def _turning(half: Half) -> str:
     return f"{tensor.shape[0] - still} of {tensor.shape[0]} turning ({zlib.crc32(encoded):08x})"
 
 
-def _check_tokenizers(base: Half, heads: Half) -> None:
-    for name in VOCABULARY_KEYS:
+def _check_tokenizers(base: Half, heads: Half, further: tuple[str, ...] = ()) -> None:
+    for name in (*VOCABULARY_KEYS, *further):
         ours, theirs = base.by_name.get(name), heads.by_name.get(name)
         if ours is None or theirs is None or (ours.type, ours.raw) == (theirs.type, theirs.raw):
             continue

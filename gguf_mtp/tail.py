@@ -73,7 +73,7 @@ def heads_in_tail(tail: TailFile, base: Half) -> Heads:
     """The heads as they were before they were attached, checked against digest and `base`."""
     _check_digest(tail)
     found = heads_from_gguf(tail.heads, base)
-    check_pair(base, read_shape(base, BASE_ARCH), found.drafter.half, found.drafter.shape)
+    check_pair(base, read_shape(base, BASE_ARCH), found.drafter)
     return found
 
 

@@ -364,7 +364,7 @@ def _namespace_cases(pair: Sound) -> Iterator[Case]:
     yield Case(
         "arch-base's",
         pair.with_keys(string(arch, "gemma4")),
-        "have the architecture 'gemma4', expected",
+        "gemma4.attention.head_count of the MTP heads is missing",
     )
     yield Case(
         "arch-unknown",
@@ -659,11 +659,8 @@ def _tail_cases(pair: Sound) -> Iterator[Case]:
         ("heads-huge", "the heads do not end where it begins", {"heads": 2**64 - 1}),
         ("heads-short", "the heads do not end where it begins", {"heads": len(pair.heads) - 32}),
         ("heads-0", "the heads do not end where it begins", {"heads": 0}),
-        (
-            "offset-0",
-            "the MTP heads have the architecture 'gemma4'",
-            {"offset": 0, "base": 0, "heads": len(body)},
-        ),
+        # The base drafts for itself: a draft model like another.
+        ("offset-0", "", {"offset": 0, "base": 0, "heads": len(body)}),
         ("offset-past-the-end", "the heads do not end where it begins", {"offset": huge}),
         (
             "offset-unaligned",
@@ -714,17 +711,13 @@ def _tail_cases(pair: Sound) -> Iterator[Case]:
         ("last-tensor", "of the MTP heads ends behind them", len(pair.heads) - 64),
     ):
         yield Case(f"heads-cut-in-{name}", pair.with_heads(pair.heads[:cut]), expected)
-    yield Case(
-        "heads-a-base", pair.with_heads(pair.base), "have the architecture 'gemma4', expected"
-    )
+    yield Case("heads-a-base", pair.with_heads(pair.base))
     yield Case(
         "heads-a-merged-file",
         pair.with_heads(encode(pair.keys, pair.tensors)),
-        "have the architecture 'gemma4', expected",
+        "'mtp.masked_embd_ordering' of the MTP heads: type is i32",
     )
-    yield Case(
-        "heads-a-tail-file", pair.with_heads(pair.tail), "have the architecture 'gemma4', expected"
-    )
+    yield Case("heads-a-tail-file", pair.with_heads(pair.tail))
     begin = -(-len(pair.tail) // 4096) * 4096
     yield Case(
         "tail-behind-a-tail",

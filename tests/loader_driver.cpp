@@ -58,7 +58,8 @@ static bool load(const std::string & what, const char * path) {
     if (ok && what == "pair") {
         llama_context_params params = context_params();
         target = llama_init_from_model(base, params);
-        params.ctx_type  = LLAMA_CONTEXT_TYPE_MTP;
+        const char * type = llama_mtp_file_spec_type(path);
+        params.ctx_type  = type && !strcmp(type, "draft-mtp") ? LLAMA_CONTEXT_TYPE_MTP : LLAMA_CONTEXT_TYPE_DEFAULT;
         params.ctx_other = target;
         drafter = target ? llama_init_from_model(heads, params) : nullptr;
         ok = drafter != nullptr;

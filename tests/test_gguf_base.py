@@ -205,7 +205,7 @@ def test_heads_of_an_unknown_type_keep_their_order(tmp_path: Path, pair: tuple[P
     [
         ({"general.architecture": "clip", "general.type": "mmproj"}, "the vision and audio enc"),
         ({"general.architecture": "clip"}, "the vision and audio encoders"),
-        ({"general.architecture": "gemma4-assistant"}, "MTP heads; give them with --heads"),
+        ({"general.architecture": "gemma4-assistant"}, "MTP heads: for --heads"),
         ({"general.architecture": "llama"}, "'llama', expected a base model, 'gemma4'"),
     ],
 )

@@ -100,11 +100,10 @@ def results(driver: Path, what: str, files: Mapping[Path, T]) -> Iterator[tuple[
         yield files[Path(path)], status, said
 
 
-@pytest.mark.parametrize("what", ["base", "heads", "pair"])
-def test_refused_with_a_reason_or_loaded(driver: Path, corpus: dict[Path, Case], what: str) -> None:
-    assert len(corpus) > 150
+def unexpected(driver: Path, what: str, files: dict[Path, Case]) -> list[str]:
+    """The files of which something else came out than their cases say, a line each."""
     wrong = []
-    for case, status, said in results(driver, what, corpus):
+    for case, status, said in results(driver, what, files):
         expected = {
             "base": case.base,
             "heads": case.heads,
@@ -112,6 +111,13 @@ def test_refused_with_a_reason_or_loaded(driver: Path, corpus: dict[Path, Case],
         }[what]
         if expected not in said or (status == "ok") != (expected == ""):
             wrong.append(f"{case.name}: {status}, {said}; expected {expected!r}")
+    return wrong
+
+
+@pytest.mark.parametrize("what", ["base", "heads", "pair"])
+def test_refused_with_a_reason_or_loaded(driver: Path, corpus: dict[Path, Case], what: str) -> None:
+    assert len(corpus) > 150
+    wrong = unexpected(driver, what, corpus)
     assert not wrong, "\n".join(wrong)
 
 
@@ -196,34 +202,40 @@ def _linked(driver: Path) -> str:
     return next(line.split()[2] for line in said.splitlines() if "libllama.so" in line)
 
 
-def test_the_programs_say_the_same(corpus: dict[Path, Case]) -> None:
-    """llama-speculative-simple, which finds the heads by itself: text, or an exit code of 1 and the
-    reason; what cannot draft runs without heads where that is asked for."""
+def run_program(path: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    """llama-speculative-simple, which finds the heads by itself."""
     program = str(programs("default") / "llama-speculative-simple")
+    # fmt: off
+    return subprocess.run(
+        [program, *THREADS, *GREEDY, "-n", "3", "-c", "64", "-m", str(path), "-p", "a", *more],
+        env=os.environ | FIXED_DEPTH | ENVIRON, capture_output=True, text=True,
+        errors="replace", timeout=120,
+    )
+    # fmt: on
 
-    def run(path: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-        # fmt: off
-        return subprocess.run(
-            [program, *THREADS, *GREEDY, "-n", "3", "-c", "64", "-m", str(path), "-p", "a", *more],
-            env=os.environ | FIXED_DEPTH | ENVIRON, capture_output=True, text=True,
-            errors="replace", timeout=120,
-        )
-        # fmt: on
+
+def unexpected_of_programs(files: dict[Path, Case]) -> list[str]:
+    """As `unexpected`: text, or an exit code of 1 and the reason; what cannot draft runs without
+    heads where that is asked for."""
 
     def check(path: Path) -> str:
-        case = corpus[path]
+        case = files[path]
         # Without a magic at its end, or a key that says so, a file has no heads to load.
         plain = "carries no MTP heads" in case.heads
         expected = case.base or ("" if plain else case.heads or case.pair)
-        done = run(path)
+        done = run_program(path)
         if done.returncode not in (0, 1) or (done.returncode == 0) != (expected == ""):
             return f"{case.name}: exit code {done.returncode}, {done.stderr[-600:]}"
         if expected not in done.stderr:
             return f"{case.name}: {expected!r} is not in {done.stderr[-600:]}"
-        if expected and not case.base and run(path, "--spec-type", "none").returncode:
+        if expected and not case.base and run_program(path, "--spec-type", "none").returncode:
             return f"{case.name}: does not run as the plain base"
         return ""
 
     with ThreadPoolExecutor(2) as pool:
-        wrong = [text for text in pool.map(check, corpus) if text]
+        return [text for text in pool.map(check, files) if text]
+
+
+def test_the_programs_say_the_same(corpus: dict[Path, Case]) -> None:
+    wrong = unexpected_of_programs(corpus)
     assert not wrong, "\n\n".join(wrong)

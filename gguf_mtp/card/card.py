@@ -18,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 
 from gguf_mtp import __version__
 from gguf_mtp.card.runtimes import RUNTIMES
+from gguf_mtp.drafters.families import MTP
 from gguf_mtp.errors import FormatError
 from gguf_mtp.naming import split_names
 from gguf_mtp.report.badge import badge_of
@@ -50,6 +51,10 @@ class Facts:
     def heads(self) -> Mapping[str, Any]:
         heads: Mapping[str, Any] = self.summary["heads"]
         return heads
+
+    @property
+    def is_mtp(self) -> bool:
+        return bool(self.heads["spec_type"] == MTP.spec_type)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -112,7 +117,8 @@ def front_matter(facts: Facts) -> str:
         if chosen:
             fields["language"] = chosen
     fields["pipeline_tag"] = "text-generation"
-    fields["tags"] = ["gguf", "gemma4", "mtp", "speculative-decoding", "llama-cpp"]
+    mtp = ["mtp"] if facts.is_mtp else []
+    fields["tags"] = ["gguf", "gemma4", *mtp, "speculative-decoding", "llama-cpp"]
     dumped: str = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     return f"---\n{dumped}---"
 
@@ -124,7 +130,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("base", _half(facts.summary)),
         ("base from", _came_from(said, "target")),
         ("base's licence", str(facts.keys.get("general.license", "not stated"))),
-        ("MTP heads", _half(heads)),
+        (heads["what"], _half(heads)),
         ("heads from", _came_from(said, "source")),
         ("heads' licence", str(said.get("source.license", "not stated"))),
         ("layout", f"{heads['layout']}, format {heads['format_version']}"),
@@ -156,7 +162,8 @@ def _came_from(said: Mapping[str, Any], side: str) -> str:
 
 def _commands(facts: Facts) -> list[dict[str, Any]]:
     base, heads = split_names(facts.path)
-    names = {"$FILE": facts.path.name, "$BASE": base, "$HEADS": heads}
+    kind = str(facts.heads["spec_type"])
+    names = {"$FILE": facts.path.name, "$BASE": base, "$HEADS": heads, "$TYPE": kind}
     return [
         {
             "program": runtime.program,
@@ -166,7 +173,7 @@ def _commands(facts: Facts) -> list[dict[str, Any]]:
             "commands": _Markdown("\n".join(_filled(line, names) for line in runtime.commands)),
         }
         for runtime in RUNTIMES
-        if facts.heads["layout"] in runtime.layouts
+        if facts.heads["layout"] in runtime.layouts and (facts.is_mtp or not runtime.only_mtp)
     ]
 
 

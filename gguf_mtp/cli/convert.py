@@ -49,7 +49,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
     required=True,
     type=SOURCE,
     help="Drafter: checkpoint directory, GGUF of any dialect (copied as it is), loose safetensors, "
-    ".litertlm package; or where on the hub.",
+    ".litertlm package; or where on the hub. Also GGUFs of EAGLE-3, DFlash and small models.",
 )
 @click.option(
     "-o",

@@ -23,6 +23,7 @@ from gguf_mtp.cli.show import (
 )
 from gguf_mtp.drafters.carried import CARRIED
 from gguf_mtp.drafters.dialects import DIALECTS
+from gguf_mtp.drafters.families import MTP, find_family
 from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
 from gguf_mtp.errors import FormatError
 from gguf_mtp.keyvalue import KeyValue, ValueType
@@ -176,7 +177,10 @@ def _find_heads(gguf: GgufFile, tail: TailFile | None) -> _Heads | None:
 def _heads_summary(heads: _Heads) -> dict[str, Any]:
     gguf, arch = heads.gguf, heads.value("general.architecture")
     refs = [ref for ref in gguf.tensors if ref.name.startswith(heads.prefix)]
+    family = find_family(arch, {ref.name.removeprefix(heads.prefix) for ref in refs})
     return {
+        "what": family.what if family else "drafter",
+        "spec_type": family.spec_type if family else None,
         "format_version": heads.version,
         "layout": heads.layout,
         "architecture": arch,
@@ -267,8 +271,11 @@ def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
         lines.append(f"  MTP heads  {what}")
     else:
         kinds = ", ".join(f"{count} {kind}" for kind, count in heads["types"].items())
+        is_mtp = heads["spec_type"] == MTP.spec_type
         lines += [
-            f"  MTP heads  {shown(heads['architecture'])}, {shown(heads['name'])}, "
+            f"  {'MTP heads' if is_mtp else 'drafter  '}  "
+            f"{'' if is_mtp else heads['what'] + ', '}"
+            f"{shown(heads['architecture'])}, {shown(heads['name'])}, "
             f"{heads['parameters']:,} parameters, {shown(heads['layers'])} layers of "
             f"{shown(heads['hidden_size'])}",
             f"             {kinds}; {human_bytes(heads['bytes'])}; format "

@@ -1,4 +1,4 @@
-"""A Gemma 4 drafter as this project handles it: a `gemma4-assistant` model, checked.
+"""A drafter as this project handles it. MTP heads are a `gemma4-assistant` model, checked.
 
 Source: llama.cpp ``src/models/gemma4-assistant.cpp`` (tensors and shapes).
 """
@@ -6,6 +6,7 @@ Source: llama.cpp ``src/models/gemma4-assistant.cpp`` (tensors and shapes).
 from dataclasses import dataclass, replace
 
 from gguf_mtp.drafters.dialects import DEPTH
+from gguf_mtp.drafters.families import MTP, Family, family_of
 from gguf_mtp.drafters.ordered_head import NAMES, OrderedHead, stored_ordered_head
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import FULL
@@ -20,19 +21,23 @@ ARCH = "gemma4-assistant"
 
 @dataclass(frozen=True)
 class Drafter:
-    """A drafter with its rows in canonical (token id) order. The tensors of the ordered head, if
-    it has one, come last in `half`."""
+    """A drafter with its rows in canonical (token id) order. `shape`, and `ordered` if there is an
+    ordered head, are those of MTP heads; its tensors come last in `half`."""
 
     half: Half
-    shape: ModelShape
-    ordered: OrderedHead | None
+    shape: ModelShape | None = None
+    ordered: OrderedHead | None = None
+    family: Family = MTP
 
 
 def drafter_from_half(half: Half) -> Drafter:
-    """A drafter that is a GGUF model under upstream's names, checked and otherwise as it is.
+    """A drafter that is a GGUF model under upstream's names; MTP heads are checked.
 
-    Raises FormatError when keys or tensors are missing or inconsistent.
+    Raises FormatError when their keys or tensors are missing or inconsistent.
     """
+    family = family_of(half)
+    if family is not None and family is not MTP:
+        return Drafter(half, family=family)
     shape = read_shape(half, ARCH)
     check_tensors(half, shape)
     ordered = stored_ordered_head(half, shape.vocab_size)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from gguf_mtp.drafters.assistant import assistant_from_checkpoint
 from gguf_mtp.drafters.carried import CARRIED, restore_carried
+from gguf_mtp.drafters.dialects import DIALECTS
 from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
 from gguf_mtp.drafters.extraction import is_extraction, read_extraction
+from gguf_mtp.drafters.families import FAMILIES, family_of
 from gguf_mtp.drafters.infer import complete
 from gguf_mtp.drafters.translate import dialect_of, to_upstream
 from gguf_mtp.errors import FormatError, UnsupportedError
@@ -91,14 +93,17 @@ def _read_litertlm(path: Path, base: Half, heads_type: str | None) -> Heads:
 
 
 def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
-    """A drafter's GGUF in any dialect, or as `split` wrote it. `base` fills in what is not said.
+    """A drafter's GGUF: MTP heads in any dialect, another family, or what `split` wrote. `base`
+    fills in what heads do not say.
 
     Raises FormatError and UnsupportedError.
     """
     if is_merged(file):
         raise UnsupportedError(f"{file.path}: has a base model in it; split it first (--heads-out)")
     half = half_from_gguf(file)
-    dialect = dialect_of(half)
+    dialect, family = dialect_of(half), family_of(half)
+    if dialect is None and family is None:
+        raise _no_drafter(half)
     keys, carried = [], []
     for key in half.keys:
         if key.name.startswith((SOURCE, TARGET)):
@@ -107,6 +112,8 @@ def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
             raise UnsupportedError(f"{file.path}: unknown key {key.name!a}")
         elif not key.name.startswith(PREFIX):
             keys.append(key)
+    if dialect is None:
+        return Heads(drafter_from_half(replace(half, keys=tuple(keys))), tuple(carried))
     tensors = (*half.tensors, *restore_carried(half))
     half = to_upstream(replace(half, keys=tuple(keys), tensors=tensors), dialect)
     half, added = complete(half, base)
@@ -115,6 +122,16 @@ def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
     facts = (string(f"{SOURCE}dialect", dialect.name), *inferred_key(inferred))
     notes = inferred_note(file.path, inferred)
     return Heads(drafter_from_half(half), tuple(carried), facts, notes)
+
+
+def _no_drafter(half: Half) -> UnsupportedError:
+    heads = ", ".join(dict.fromkeys(dialect.arch for dialect in DIALECTS if not dialect.marks))
+    others = ", ".join(dict.fromkeys(arch for row in FAMILIES[1:] for arch in row.architectures))
+    found = half.value("general.architecture")
+    return UnsupportedError(
+        f"{half.origin}: general.architecture is {found!a} (no drafter that is known), expected "
+        f"MTP heads ({heads}) or another drafter ({others})"
+    )
 
 
 def inferred_key(names: Sequence[str]) -> tuple[KeyValue, ...]:

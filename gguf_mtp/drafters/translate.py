@@ -14,6 +14,7 @@ from gguf_mtp.drafters.dialects import (
     Key,
 )
 from gguf_mtp.drafters.drafter import Drafter
+from gguf_mtp.drafters.families import MTP
 from gguf_mtp.drafters.ordered_head import (
     CENTROIDS,
     NAMES,
@@ -33,17 +34,13 @@ ARCHITECTURE = "general.architecture"
 LAYER = re.compile(r"\bblk\.(\d+)\.")
 
 
-def dialect_of(half: Half) -> Dialect:
-    """The dialect that `half` is in. Raises UnsupportedError where it is none."""
+def dialect_of(half: Half) -> Dialect | None:
+    """The dialect of MTP heads that `half` is in, None where it is in none."""
     arch = half.value(ARCHITECTURE)
     for dialect in DIALECTS:
         if dialect.arch == arch and _is_marked(half, dialect):
             return dialect
-    known = ", ".join(dict.fromkeys(dialect.arch for dialect in DIALECTS))
-    what = "a base model" if arch == BASE_ARCH else "not a Gemma 4 drafter"
-    raise UnsupportedError(
-        f"{half.origin}: general.architecture is {arch!a} ({what}), expected MTP heads: {known}"
-    )
+    return None
 
 
 def _is_marked(half: Half, dialect: Dialect) -> bool:
@@ -144,8 +141,15 @@ def _with_token_list(half: Half, dialect: Dialect) -> Half:
 def in_dialect(drafter: Drafter, dialect: Dialect) -> Half:
     """The drafter as a GGUF of `dialect`.
 
-    Where the dialect's programs fail on the ordered head's tensors, those travel as keys.
+    Where the dialect's programs fail on the ordered head's tensors, those travel as keys. Raises
+    UnsupportedError for what has no dialects.
     """
+    if drafter.family is not MTP:
+        if dialect is not UPSTREAM:
+            raise UnsupportedError(
+                f"{drafter.half.origin}: --dialect is for MTP heads, found {drafter.family.name}"
+            )
+        return drafter.half
     half = from_upstream(drafter.half, dialect)
     if dialect.loads_ordered_head:
         return half

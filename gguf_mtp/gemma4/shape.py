@@ -34,7 +34,7 @@ class ModelShape:
 
 def read_shape(half: Half, arch: str) -> ModelShape:
     """The shape of `half`, a model of architecture `arch`. Raises FormatError, naming the key."""
-    keys = _Keys(half, arch)
+    keys = Keys(half, arch)
     found = half.value("general.architecture")
     if found != arch:
         raise FormatError(f"{half.origin}: general.architecture is {found!a}, expected {arch!a}")
@@ -85,7 +85,7 @@ def read_shape(half: Half, arch: str) -> ModelShape:
     return shape
 
 
-class _Keys:
+class Keys:
     """Typed access to the keys of one architecture."""
 
     def __init__(self, half: Half, arch: str) -> None:

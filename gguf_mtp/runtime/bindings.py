@@ -132,6 +132,14 @@ class Model(Closing):
         return self._address
 
     @property
+    def architecture(self) -> str:
+        """The file's ``general.architecture``."""
+        text = ctypes.create_string_buffer(64)
+        key = b"general.architecture"
+        self.library.api.llama_model_meta_val_str(self.address, key, text, len(text))
+        return text.value.decode("utf-8", "replace")
+
+    @property
     def ftype(self) -> str:
         """The quantization as llama.cpp names it, such as ``all F32`` or ``Q8_0``."""
         api = self.library.api

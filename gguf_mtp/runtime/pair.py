@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_mtp.closing import Closing
-from gguf_mtp.errors import PairingError, RuntimeUnavailable
+from gguf_mtp.drafters.families import MTP
+from gguf_mtp.errors import PairingError, RuntimeUnavailable, UnsupportedError
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.tail import read_footer, require_complete
 from gguf_mtp.runtime.bindings import CPU, Context, ContextOptions, Model, ModelOptions
@@ -92,7 +93,8 @@ def open_pair(
 
     A merged file of the inline layout needs the patched library; one of the tail layout and two
     files work with any. Raises RuntimeUnavailable where a file or the library does not serve,
-    FormatError for a damaged tail, and PairingError where heads are for another base.
+    FormatError for a damaged tail, PairingError where heads are for another base, UnsupportedError
+    for a drafter that is no MTP heads.
     """
     library = library or load_library()
     options = options or ModelOptions()
@@ -132,6 +134,11 @@ def _require_head_support(library: Library, heads: Path) -> None:
 
 
 def _require_match(base: Model, heads: Model) -> None:
+    if heads.architecture not in MTP.architectures:
+        raise UnsupportedError(
+            f"{heads.path}: its drafter is {heads.architecture!a}, which llama.cpp's programs run; "
+            "here only MTP heads are"
+        )
     for what, expected, found in (
         ("hidden size", base.n_embd_out, heads.n_embd_out),
         ("vocabulary", base.n_vocab, heads.n_vocab),

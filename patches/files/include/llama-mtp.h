@@ -19,6 +19,9 @@ extern "C" {
     // true if the file is a GGUF that carries an embedded drafter; false for anything else, unreadable files included
     LLAMA_API bool llama_mtp_file_has_heads(const char * path_model);
 
+    // the --spec-type that runs the drafter in the file, such as "draft-mtp"; NULL where there is none
+    LLAMA_API const char * llama_mtp_file_spec_type(const char * path_model);
+
     // load the drafter embedded in a merged file; returns NULL on failure, as llama_model_load_from_file() does
     LLAMA_API struct llama_model * llama_model_load_mtp_from_file(
                              const char * path_model,

@@ -1,7 +1,7 @@
 #include "llama-mtp-source.h"
 
-#include "llama-hparams.h"
 #include "llama-model-loader.h"
+#include "llama-mtp-family.h"
 #include "llama-mtp.h"
 
 #include "ggml-cpp.h"
@@ -43,6 +43,12 @@ bool mtp_is_drafter_key(const std::string & key) {
         }
     }
     return true;
+}
+
+// "" where there is no such key
+std::string mtp_get_string(const gguf_context * meta, const std::string & key) {
+    const int64_t id = gguf_find_key(meta, key.c_str());
+    return id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_STRING ? gguf_get_val_str(meta, id) : "";
 }
 
 bool mtp_is_merged(const gguf_context * meta) {
@@ -135,17 +141,46 @@ void mtp_add_tensor(llama_model_loader & ml, const llama_model_loader::llama_ten
     ml.weights_map.emplace(ggml_get_name(weight.tensor), weight);
 }
 
+// the GGUF header at an offset of a file, nullptr where there is none
+gguf_context * mtp_read_meta(const char * path, uint64_t offset, ggml_context ** ctx) {
+    const std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path, "rb"), fclose);
+#ifdef _WIN32
+    const bool found = file && _fseeki64(file.get(), offset, SEEK_SET) == 0;
+#else
+    const bool found = file && fseeko(file.get(), offset, SEEK_SET) == 0;
+#endif
+    return found ? gguf_init_from_file_ptr(file.get(), { /*.no_alloc =*/ true, /*.ctx =*/ ctx }) : nullptr;
+}
+
+// whether a tensor is in a file, or in one of the parts of which that is the first
+bool mtp_has_tensor(const std::string & path, const gguf_context * meta, const std::string & name) {
+    if (gguf_find_tensor(meta, name.c_str()) >= 0) {
+        return true;
+    }
+    const int64_t id = gguf_find_key(meta, "split.count");
+    const int n_parts = id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_UINT16 ? gguf_get_val_u16(meta, id) : 1;
+
+    std::vector<char> prefix(path.size() + 64), part(path.size() + 64);
+    if (n_parts < 2 || llama_split_prefix(prefix.data(), prefix.size(), path.c_str(), 0, n_parts) <= 0) {
+        return false;
+    }
+    for (int i = 1; i < n_parts; ++i) {
+        llama_split_path(part.data(), part.size(), prefix.data(), i, n_parts);
+        const gguf_context_ptr other { mtp_read_meta(part.data(), 0, nullptr) };
+        if (!other) {
+            return false; // loading the model will say so
+        }
+        if (gguf_find_tensor(other.get(), name.c_str()) >= 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // let the loader see the drafter of the tail instead of the base
 void mtp_load_tail(llama_model_loader & ml, const std::string & path, const mtp_window & window) {
-    const std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path.c_str(), "rb"), fclose);
-#ifdef _WIN32
-    const bool at_heads = file && _fseeki64(file.get(), window.begin, SEEK_SET) == 0;
-#else
-    const bool at_heads = file && fseeko(file.get(), window.begin, SEEK_SET) == 0;
-#endif
     ggml_context * ctx = nullptr;
-    gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ &ctx };
-    gguf_context_ptr meta { at_heads ? gguf_init_from_file_ptr(file.get(), params) : nullptr };
+    gguf_context_ptr meta { mtp_read_meta(path.c_str(), window.begin, &ctx) };
     if (!meta) {
         throw std::runtime_error(format("%s: the MTP heads at offset %llu cannot be read", path.c_str(), (unsigned long long) window.begin));
     }
@@ -166,63 +201,13 @@ void mtp_load_tail(llama_model_loader & ml, const std::string & path, const mtp_
     ml.metadata_ptr = std::move(meta);
 }
 
-// Values that llama.cpp takes for true: a wrong one would end the program. A key that is not there, or of another
-// type, is left to the loader.
-void mtp_check_values(const gguf_context * meta, const std::string & arch) {
-    auto require = [&](const char * name, uint32_t least, uint32_t most) {
-        const std::string key = arch + "." + name;
-        const int64_t id = gguf_find_key(meta, key.c_str());
-        if (id < 0 || gguf_get_kv_type(meta, id) != GGUF_TYPE_UINT32) {
-            return 0u;
-        }
-        const uint32_t value = gguf_get_val_u32(meta, id);
-        if (value < least || value > most) {
-            throw std::runtime_error(format("key %s of the MTP heads is %u, expected %u to %u", key.c_str(), value, least, most));
-        }
-        return value;
-    };
-    const uint32_t n_layer = require("block_count", 1, LLAMA_MAX_LAYERS);
-    if (n_layer > 0) {
-        require("nextn_predict_layers", n_layer, n_layer);
-    }
-    require("expert_count", 0, 0);
-
-    const int64_t id = gguf_find_key(meta, (arch + ".attention.layer_norm_rms_epsilon").c_str());
-    if (id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_FLOAT32 && !(gguf_get_val_f32(meta, id) >= 0.0f)) {
-        throw std::runtime_error(format("key %s of the MTP heads is %g, expected 0 or more", gguf_get_key(meta, id), gguf_get_val_f32(meta, id)));
-    }
-}
-
-// the kernels take any type that a tensor says it has, and end the program where they have none for it
-void mtp_check_types(const llama_model_loader & ml) {
-    for (const auto & it : ml.weights_map) {
-        const ggml_tensor * tensor = it.second.tensor;
-        const ggml_type type = tensor->type;
-        const bool is_float  = type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
-        const bool is_matrix = ggml_n_dims(tensor) > 1;
-        if (it.first != "masked_embd_ordering" && !(is_matrix ? is_float || ggml_is_quantized(type) : type == GGML_TYPE_F32)) {
-            throw std::runtime_error(format("tensor '%s' of the MTP heads: type is %s, expected %s", it.first.c_str(),
-                        ggml_type_name(type), is_matrix ? "floats or a quantized type" : "f32"));
-        }
-    }
-}
-
 // from here on the loader's metadata are the drafter's
 void mtp_use_drafter(llama_model_loader & ml) {
     ml.metadata = ml.metadata_ptr.get();
-
-    ml.arch_name.clear();
-    const int64_t id = gguf_find_key(ml.metadata, "general.architecture");
-    if (id >= 0 && gguf_get_kv_type(ml.metadata, id) == GGUF_TYPE_STRING) {
-        ml.arch_name = gguf_get_val_str(ml.metadata, id);
-    }
+    ml.arch_name = mtp_get_string(ml.metadata, "general.architecture");
     ml.llm_kv = LLM_KV(llm_arch_from_string(ml.arch_name));
-    if (ml.get_arch() != LLM_ARCH_GEMMA4_ASSISTANT) {
-        throw std::runtime_error(format("the MTP heads have the architecture '%s', expected '%s'",
-                    ml.arch_name.c_str(), llm_arch_name(LLM_ARCH_GEMMA4_ASSISTANT)));
-    }
-    mtp_check_values(ml.metadata, ml.arch_name);
-    mtp_check_types(ml);
+    llama_mtp_check_drafter(ml);
+    gguf_set_val_bool(ml.metadata, LLAMA_MTP_KEY_EMBEDDED, true);
 
     // the base has mapped this file already: mapping it again would prefetch all of it for a few percent
     ml.use_mmap = false;
@@ -332,17 +317,33 @@ void llama_mtp_source::narrow(llama_model_loader & ml) const {
     }
 }
 
-bool llama_mtp_file_has_heads(const char * path_model) {
-    const struct gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+const char * llama_mtp_file_spec_type(const char * path_model) {
+    const char * const unreadable = "draft-mtp"; // loading what is in the file will say what is wrong
+
+    mtp_window tail;
     try {
-        if (mtp_find_tail(path_model).end > 0) {
-            return true;
-        }
+        tail = mtp_find_tail(path_model);
     } catch (const std::exception &) {
-        return true; // loading them will say what is wrong
+        return unreadable;
     }
-    const gguf_context_ptr meta { std::ifstream(path_model).good() ? gguf_init_from_file(path_model, params) : nullptr };
-    return meta && gguf_find_key(meta.get(), MTP_KEY_VERSION) >= 0;
+    const bool is_tail = tail.end > 0;
+    const gguf_context_ptr meta { is_tail ? mtp_read_meta(path_model, tail.begin, nullptr) :
+            std::ifstream(path_model).good() ? gguf_init_from_file(path_model, { /*.no_alloc =*/ true, /*.ctx =*/ nullptr }) : nullptr };
+    if (!is_tail && (!meta || gguf_find_key(meta.get(), MTP_KEY_VERSION) < 0)) {
+        return nullptr;
+    }
+    if (!meta) {
+        return unreadable;
+    }
+
+    const std::string prefix = is_tail ? "" : MTP_PREFIX;
+    const auto * family = llama_mtp_find_family(mtp_get_string(meta.get(), prefix + "general.architecture"),
+            [&](const char * name) { return mtp_has_tensor(path_model, meta.get(), prefix + name); });
+    return family ? family->spec_type : unreadable;
+}
+
+bool llama_mtp_file_has_heads(const char * path_model) {
+    return llama_mtp_file_spec_type(path_model) != nullptr;
 }
 
 struct llama_model * llama_model_load_mtp_from_file(const char * path_model, struct llama_model_params params) {
