@@ -490,7 +490,7 @@ def cases(base: Half, small: Path) -> list[Case]:
     controls = [Case(f"sound-{name}", embed(base, item)) for name, item in drafters.items()]
     common = [
         case
-        for name in ("eagle3", "dflash", "llama", "gemma3", "gemma4")
+        for name in ("eagle3", "dflash", "llama")
         for case in _common(base, name, drafters[name])
     ]
     return [*controls, *common, *_eagle3(base), *_dflash(base), *_plain(base, gemma4)]

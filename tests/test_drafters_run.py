@@ -17,6 +17,7 @@ from gguf_mtp.runtime.pair import open_pair
 from gguf_mtp.validate.prompts import load_prompts
 from llama_programs import Output, programs, server, speculative_simple
 from pair_files import Files
+from test_programs import cli_answer
 
 PROMPT = load_prompts(["python"])[0].text
 NAMES = [*made.MADE, "gemma4"]
@@ -82,8 +83,7 @@ def test_one_file_drafts_as_two(
 
 
 def test_a_drafter_that_is_often_right(files: Files, tmp_path: Path) -> None:
-    """The base itself in a smaller file cannot be had: as an explicit draft model it shows that
-    drafts are accepted, and that -md wins over what is in the file."""
+    """The base as an explicit draft model: every draft stands, and what is in the file is left."""
     heads = made.llama(half_from_gguf(read_gguf(files.base))).write(tmp_path / "llama.gguf")
     merged = tmp_path / "merged.gguf"
     convert(files.base, heads, merged)
@@ -91,6 +91,19 @@ def test_a_drafter_that_is_often_right(files: Files, tmp_path: Path) -> None:
     run = speculative_simple(programs("exact"), *two, prompt=PROMPT)
     assert "inside" not in run.log
     assert run.figure("n_accept") == run.figure("n_drafted") > 0
+
+
+def test_what_tells_a_family_may_be_in_another_part(
+    files: Files, drafters: dict[str, Made], plain: Output, tmp_path: Path
+) -> None:
+    """Of a merged file in parts the drafter's tensors are in the last."""
+    done = convert(
+        files.base, drafters["dspark"].heads, tmp_path / "x.gguf", split_max_size=4_000_000
+    )
+    assert len(done.outputs) > 2
+    run = speculative_simple(programs("exact"), "-m", done.outputs[0].path, prompt=PROMPT)
+    assert uses("draft-dspark") in run.log
+    assert same_text(run.text, plain.text)
 
 
 @pytest.mark.parametrize("name", ["eagle3", "llama"])
@@ -129,7 +142,15 @@ def test_the_server_drafts(
     assert same_text(plain.text.removeprefix("<bos>").strip(), (PROMPT + answer["content"]).strip())
 
 
+@pytest.mark.parametrize("name", ["eagle3", "llama"])
+def test_the_cli_drafts(drafters: dict[str, Made], name: str) -> None:
+    drafted, log = cli_answer("-m", drafters[name].inline, prompt=PROMPT)
+    off, _ = cli_answer("-m", drafters[name].inline, "--spec-type", "none", prompt=PROMPT)
+    assert uses(drafters[name].spec_type) in log
+    assert drafted == off
+
+
 def test_the_harness_says_that_it_has_mtp_heads_only(drafters: dict[str, Made]) -> None:
-    for merged in (drafters["llama"].inline, drafters["eagle3"].tail):
+    for merged in (drafters["llama"].inline, drafters["eagle3"].tail, drafters["gemma4"].tail):
         with pytest.raises(UnsupportedError, match="here only MTP heads are"):
             open_pair(merged=merged)

@@ -22,17 +22,20 @@ def require_sound(path: Path) -> None:
     PairingError or UnsupportedError.
     """
     tail = read_tail(path)
-    for file in (tail.base, tail.heads) if tail else (read_gguf_parts(path),):
-        _check(file)
+    if tail is None:
+        _check(read_gguf_parts(path))
+    else:
+        _check(tail.base)
+        _check(tail.heads, drafts=True)
 
 
-def _check(file: GgufFile) -> None:
+def _check(file: GgufFile, *, drafts: bool = False) -> None:
     if is_merged(file):
         separate(file)
         return
     half = half_from_gguf(file)
     arch = half.value("general.architecture")
-    if arch == BASE_ARCH:
+    if arch == BASE_ARCH and not drafts:
         # Heads that another program has embedded are that program's.
         read_shape(base_from_gguf(file, drop_overlay=True), BASE_ARCH)
     elif arch == DRAFTER_ARCH:
