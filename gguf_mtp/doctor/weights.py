@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from gguf_mtp.drafters.assistant import drafter_tensors
-from gguf_mtp.gemma4.outtype import ALWAYS_F32, stored_type
+from gguf_mtp.gemma4.outtype import stored_type
 from gguf_mtp.gemma4.released import Released
 from gguf_mtp.gemma4.tensors import Expected, target_tensors
 from gguf_mtp.ggml import BF16, F32, I32, Q8_0, TYPES, GgmlType
@@ -59,12 +59,9 @@ def mixed(tensors: Iterable[Expected], usual: GgmlType) -> list[tuple[Expected, 
     more = TYPES["Q6_K"]
 
     def kind(item: Expected) -> GgmlType:
-        if not item.name.endswith(".weight") or len(item.shape) == 1:
-            return F32
-        if item.name.endswith(ALWAYS_F32):
-            return F32
-        if item.name == KEPT:
-            return BF16
+        before = stored_type(item.name, item.shape, BF16)
+        if before == F32 or item.name == KEPT:
+            return before
         found = usual
         if item.name in EMBEDDINGS or (
             item.name in values and _gets_more(values.index(item.name), len(values))
