@@ -56,8 +56,8 @@ def child(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    for verb in VERBS.values():
-        importlib.import_module(verb)
+    for verb in VERBS:
+        importlib.import_module(f"gguf_mtp.cli.{verb}")
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
