@@ -21,9 +21,9 @@ import gguf
 
 from gguf_mtp.errors import GgufMtpError, RuntimeUnavailable
 from gguf_mtp.runtime.bindings import CPU, KV_TYPES, ModelOptions
-from gguf_mtp.runtime.library import Library, load_library
+from gguf_mtp.runtime.library import DEVICE_BACKENDS, Library, load_library
 from gguf_mtp.runtime.pair import open_pair
-from gguf_mtp.runtime.targets import BACKENDS, Target, choose_targets
+from gguf_mtp.runtime.targets import Target, choose_targets
 from gguf_mtp.validate.cross import Comparison, CpuLogits, Passage, tolerance
 from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import encode, load_prompts
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = made.add_argument
-    add("--backend", choices=[name for name in BACKENDS if name != CPU], default="vulkan")
+    add("--backend", choices=DEVICE_BACKENDS, default="vulkan")
     add("--type", nargs="+", choices=TYPES, default=list(TYPES))
     add("--kv-type", nargs="+", choices=list(KV_TYPES), default=list(KV))
     add("--prompts", type=int, default=8, help="taken from the sets in turns")

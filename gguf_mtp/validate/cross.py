@@ -37,8 +37,8 @@ class Tolerance:
 
 
 F32 = Tolerance(worst=1e-5, mean=1e-6)
-HALF = Tolerance(worst=1e-3, mean=1e-4)
-BLOCKS = Tolerance(worst=0.3, mean=0.03)
+HALF = Tolerance(worst=1e-4, mean=1e-5)
+BLOCKS = Tolerance(worst=3e-2, mean=3e-3)
 WEIGHTS = {"all F32": F32, "F16": HALF, "BF16": HALF}
 CACHES = {"f32": F32, "f16": HALF, "bf16": HALF}
 
