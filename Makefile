@@ -65,7 +65,7 @@ tiers: $(STAMP)
 # The code of the patches that reads files, under AddressSanitizer and UBSan, over hostile files.
 test-sanitize: $(STAMP)
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant sanitize
-	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest tests/test_hostile_merged.py
+	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest tests/test_hostile_merged.py tests/test_hostile_drafters.py
 
 test-llamacpp: $(STAMP)
 	$(BIN)/python tools/run_upstream_tests.py $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \

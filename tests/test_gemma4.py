@@ -219,7 +219,7 @@ def test_a_template_that_is_not_unicode(tmp_path: Path) -> None:
     target = tiny.write_target(tmp_path / "t")
     (target / "chat_template.jinja").unlink()
     (target / "chat_template.json").write_text('{"chat_template": "\\ud800"}')
-    with pytest.raises(FormatError, match=r"chat_template\.json: chat_template is not valid Uni"):
+    with pytest.raises(FormatError, match=r"chat_template\.json: .* is half a character"):
         vocabulary(read_checkpoint(target), tiny.VOCAB_SIZE)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from backend_runs import clean_environment
 from gguf_mtp.readers.gguf import read_gguf
 from hostile import CASES
 from hostile.case import (
@@ -106,7 +107,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
     runs += controls.values()
     lines.write_text(json.dumps([[run.key, run.line, run.environ] for run in runs]))
     before = state(root / "good")
-    environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    # Other tests may have chosen a library by now; this child loads the recorded one.
+    environ = clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, str(DRIVER), str(lines), str(results)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]

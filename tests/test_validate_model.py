@@ -483,7 +483,7 @@ def test_claims_are_what_is_asked(files: Files, library: Library, prompt_file: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("{base}", "--heads", "{base}"), "model doesn't contain MTP layers"),
+        (("{base}", "--heads", "{base}"), "its drafter is 'gemma4'"),
         (("{heads}", "--heads", "{heads}"), "cannot make a context"),
         (("{prompts}", "--heads", "{heads}"), "not a GGUF file"),
         (("{base}.gone", "--heads", "{heads}"), "base.gguf.gone: no such file"),
@@ -553,6 +553,7 @@ class StubModel:
     path: Path
     n_embd_out: int = 256
     n_vocab: int = 2048
+    architecture: str = "gemma4-assistant"
 
     def __enter__(self) -> StubModel:
         return self
