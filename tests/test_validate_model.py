@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -553,7 +553,7 @@ class StubModel:
     path: Path
     n_embd_out: int = 256
     n_vocab: int = 2048
-    architecture: str = "gemma4-assistant"
+    architecture: ClassVar[str] = "gemma4-assistant"
 
     def __enter__(self) -> StubModel:
         return self
