@@ -14,7 +14,7 @@ from fuzz.targets import TARGETS
 from fuzz_readers import fuzz, report, write_seeds
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-# For each; CI gives each a minute. By default it is a minute for all of them together.
+# For each. By default it is a minute for all of them together.
 SECONDS = float(os.environ.get("GGUF_MTP_FUZZ_SECONDS", 60 / len(TARGETS)))
 
 needs_atheris = pytest.mark.skipif(
