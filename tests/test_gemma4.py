@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import tiny
+from gguf_mtp.api import plan_convert
 from gguf_mtp.errors import FormatError, GgufMtpError, UnsupportedError
 from gguf_mtp.gemma4.config import read_text_config
 from gguf_mtp.gemma4.target import target_half
@@ -244,3 +245,12 @@ def test_generation_config_of_the_wrong_type(tmp_path: Path, name: str) -> None:
     edit_json(target, "generation_config.json", lambda value: value.update({name: "warm"}))
     with pytest.raises(FormatError, match="wrong type"):
         target_half(read_checkpoint(target), "auto")
+
+
+def test_a_tag_that_is_a_long_number_is_refused(tmp_path: Path) -> None:
+    """Found by fuzzing: an error of `struct`."""
+    target = tiny.write_target(tmp_path / "t")
+    (target / "README.md").write_text("---\ntags:\n- 20000000000000000\n---\n")
+    drafter = tiny.write_drafter(tmp_path / "d")
+    with pytest.raises(FormatError, match="expected strings or integers of 32 bits"):
+        plan_convert(target, drafter)

@@ -124,9 +124,9 @@ def _encode(name: str, kind: gguf.GGUFValueType, value: Any) -> KeyValue:
     if kind is gguf.GGUFValueType.ARRAY:
         if all(isinstance(item, str) for item in value):
             return strings(name, value)
-        if all(type(item) is int for item in value):
+        if all(type(item) is int and -(1 << 31) <= item < 1 << 31 for item in value):
             return array(name, ValueType.INT32, value)
-        raise TypeError(f"{name} is {brief(value)}, expected strings or integers")
+        raise TypeError(f"{name} is {brief(value)}, expected strings or integers of 32 bits")
     number = ValueType(kind)
     if type(value) not in (int, float, bool) or number not in SCALARS:
         raise TypeError(f"{name} is {brief(value)}, expected a number")
