@@ -3,12 +3,11 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from faults import STEPS, Action, FaultServer, Kind, Run
+from faults import FaultServer
 
 # In a mount namespace, which goes when its last process does: nothing stays mounted.
 MOUNT = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
@@ -37,33 +36,8 @@ class SmallDisk(FaultServer):
         assert self.run(["--version"], scratch).code == 0  # it is mounted
         assert os.statvfs(self.root).f_blocks * PAGE == nbytes
 
-    def run(
-        self,
-        arguments: Sequence[object],
-        directory: Path,
-        action: Action = Action.NOTHING,
-        kinds: Kind = STEPS,
-        *,
-        at: int = 0,
-        argument: int = 0,
-        victim: Path = Path(),
-        limits: dict[str, int] | None = None,
-        drop_override: bool = False,
-    ) -> Run:
-        """As a server's; paths below `root` are what they are for the verb."""
-        return super().run(
-            [self._inner(argument) for argument in arguments],
-            Path(self._inner(directory)),
-            action,
-            kinds,
-            at=at,
-            argument=argument,
-            victim=Path(self._inner(victim)),
-            limits=limits,
-            drop_override=drop_override,
-        )
-
-    def _inner(self, argument: object) -> str:
+    def seen(self, argument: object) -> str:
+        """Paths below `root` are what they are for the verb."""
         if not hasattr(self, "root"):
             return str(argument)
         return str(argument).replace(str(self.root), str(self.mount_point))

@@ -131,6 +131,10 @@ class FaultServer(Closing):
     def close(self) -> None:
         self.process.communicate(timeout=30)
 
+    def seen(self, argument: object) -> str:
+        """An argument or path as the verb is given it."""
+        return str(argument)
+
     def run(
         self,
         arguments: Sequence[object],
@@ -147,13 +151,13 @@ class FaultServer(Closing):
         """Run a verb with the `at`-th call of `kinds` on files below `directory` broken."""
         log, stdout, stderr = (self.scratch / name for name in ("calls", "stdout", "stderr"))
         job = {
-            "arguments": [str(argument) for argument in arguments],
-            "directory": str(directory),
+            "arguments": [self.seen(argument) for argument in arguments],
+            "directory": self.seen(directory),
             "kinds": int(kinds),
             "at": at,
             "action": int(action),
             "argument": argument,
-            "victim": str(victim),
+            "victim": self.seen(victim),
             "limits": limits or {},
             "drop_override": drop_override,
             "log": str(log),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 LARGE = (".safetensors", ".gguf", ".litertlm", ".bin")  # in the hub's large storage
 COMMIT = "1" * 40
 
@@ -99,6 +101,19 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serve_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Within it the hub is the only one, `directory` holds its caches, and is where one works."""
+    with serve() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(directory / "hf"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
+        monkeypatch.setenv("HF_TOKEN_PATH", str(directory / "no-token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.chdir(directory)
+        yield running
 
 
 def _answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:

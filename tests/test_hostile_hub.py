@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_mtp.cli.main import main
-from loopback_hub import COMMIT, Hub, serve
+from loopback_hub import COMMIT, Hub, serve_alone
 
 pytest.importorskip("huggingface_hub")
 REPO = "o/r"
@@ -17,13 +17,7 @@ REPO = "o/r"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
+    with serve_alone(tmp_path, monkeypatch) as running:
         running.put(REPO, "x.gguf", b"x")
         yield running
 

@@ -20,7 +20,7 @@ from gguf_mtp.hub.origin import HubOrigin, hub_origin, model_name
 from gguf_mtp.hub.reference import Reference, parse
 from gguf_mtp.readers.gguf import read_gguf
 from litert_fixtures import fixture
-from loopback_hub import COMMIT, Hub, serve
+from loopback_hub import COMMIT, Hub, serve, serve_alone
 
 file_download = pytest.importorskip("huggingface_hub.file_download")
 TARGET, DRAFTER = "google/gemma-4-tiny-it", "google/gemma-4-tiny-it-assistant"
@@ -29,13 +29,7 @@ OTHER = "2" * 40
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
+    with serve_alone(tmp_path, monkeypatch) as running:
         yield running
 
 

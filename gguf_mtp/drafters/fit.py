@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gguf_mtp.drafters.families import Family, Shape
+from gguf_mtp.drafters.ordered_head import check_tokens
 from gguf_mtp.errors import FormatError, PairingError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import MAX_LAYERS
 from gguf_mtp.gemma4.shape import INTEGERS, Keys, ModelShape
@@ -164,13 +165,7 @@ def _check_d2t(heads: Half, n_vocab: int) -> None:
             f"expected I64 with up to {n_vocab} entries"
         )
     tokens = np.frombuffer(read_tensor(tensor), "<i8")
-    outside = np.flatnonzero((tokens < 0) | (tokens >= n_vocab))
-    if len(outside):
-        at = int(outside[0])
-        raise FormatError(
-            f"{heads.origin}: tensor {D2T}: entry {at} is {int(tokens[at])}, "
-            f"expected 0 to {n_vocab - 1}"
-        )
+    check_tokens(f"{heads.origin}: tensor {D2T}:", tokens, n_vocab)
 
 
 def _check_borrowed(base: Half, base_shape: ModelShape, heads: Half, width: int) -> None:

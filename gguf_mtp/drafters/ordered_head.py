@@ -47,6 +47,14 @@ class OrderedHead:
         return positions
 
 
+def check_tokens(what: str, tokens: npt.NDArray[np.int64], n_vocab: int) -> None:
+    """Raise FormatError, naming `what`, unless all of `tokens` are of a vocabulary of `n_vocab`."""
+    outside = np.flatnonzero((tokens < 0) | (tokens >= n_vocab))
+    if len(outside):
+        at = int(outside[0])
+        raise FormatError(f"{what} entry {at} is {int(tokens[at])}, expected 0 to {n_vocab - 1}")
+
+
 def check_ordered_head(
     where: str, centroid_count: int, top_k: int, ordering: npt.NDArray[np.int64], n_vocab: int
 ) -> OrderedHead:
@@ -62,13 +70,7 @@ def check_ordered_head(
         raise FormatError(
             f"{where}: token ordering has {len(ordering)} entries, expected {n_vocab}"
         )
-    outside = np.flatnonzero((ordering < 0) | (ordering >= n_vocab))
-    if len(outside):
-        at = int(outside[0])
-        raise FormatError(
-            f"{where}: token ordering entry {at} is {int(ordering[at])}, "
-            f"expected 0 to {n_vocab - 1}"
-        )
+    check_tokens(f"{where}: token ordering", ordering, n_vocab)
     counts = np.bincount(ordering, minlength=n_vocab)
     if counts.max() != 1:
         raise FormatError(
