@@ -1,8 +1,8 @@
 // Speculative decoding on a simulated clock: rounds cost what a table says, drafts stand by chance.
 //
-//     simulation SEED FIXED N_SEQ N_TOKENS DRAFT_MS SWITCH_MS CHANCE,... MS,...
+//     simulation SEED FIXED N_SEQ STREAMS N_TOKENS DRAFT_MS SWITCH_MS CHANCE,... MS,...
 //
-// FIXED is a depth, or -1 for the controller's choice. CHANCE is what each draft token is accepted with;
+// STREAMS is 1 where a batch is decoded in passes of equally many tokens a sequence, as without a unified KV cache. FIXED is a depth, or -1 for the controller's choice. CHANCE is what each draft token is accepted with;
 // several divide the text into equal parts. MS are the costs of a round by width, the last two continued.
 // Prints tokens a second and the rounds with each number of verified draft tokens, as JSON.
 
@@ -33,7 +33,7 @@ static std::vector<double> numbers(const char * text) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 9) {
+    if (argc != 10) {
         return 2;
     }
     const int32_t N_MAX = 5;
@@ -42,11 +42,12 @@ int main(int argc, char ** argv) {
     std::mt19937 rng(std::atoi(argv[1]));
     const int    fixed     = std::atoi(argv[2]);
     const int    n_seq     = std::atoi(argv[3]);
-    const int    n_tokens  = std::atoi(argv[4]);
-    const double draft_us  = 1000*std::atof(argv[5]);
-    const double switch_us = 1000*std::atof(argv[6]); // of a round whose width is not that of the one before
-    const auto   chances   = numbers(argv[7]);
-    const auto   costs_ms  = numbers(argv[8]);
+    const bool   streams   = std::atoi(argv[4]) != 0;
+    const int    n_tokens  = std::atoi(argv[5]);
+    const double draft_us  = 1000*std::atof(argv[6]);
+    const double switch_us = 1000*std::atof(argv[7]); // of a round whose width is not that of the one before
+    const auto   chances   = numbers(argv[8]);
+    const auto   costs_ms  = numbers(argv[9]);
 
     std::normal_distribution<double>       normal(0.0, 1.0);
     std::uniform_real_distribution<double> uniform(0.0, 1.0);
@@ -56,7 +57,7 @@ int main(int argc, char ** argv) {
         return 1000*(width <= n ? costs_ms[width - 1] : costs_ms[n - 1] + (width - n)*(costs_ms[n - 1] - costs_ms[n - 2]));
     };
 
-    common_mtp_depth depth(n_seq, N_MAX);
+    common_mtp_depth depth(n_seq, N_MAX, streams);
     std::vector<int> made(n_seq, 0);
     std::vector<int> verified(N_MAX + 1, 0);
     int last_width = 0;
@@ -94,7 +95,20 @@ int main(int argc, char ** argv) {
             width += 1 + n;
             verified[n]++;
         }
-        t_us += cost_us(width)*std::exp(NOISE*normal(rng)) + (width != last_width ? switch_us : 0.0);
+        double passes_us = streams ? 0.0 : cost_us(width);
+        for (int32_t done = -1; streams && done < n_steps; ) {
+            int32_t upto = n_steps; // the least that a sequence with more than `done` has
+            int32_t n    = 0;
+            for (const int32_t drafts : n_draft) {
+                if (drafts > done) {
+                    upto = std::min(upto, drafts);
+                    n++;
+                }
+            }
+            passes_us += n > 0 ? cost_us(n*(upto - done)) : 0.0;
+            done = upto;
+        }
+        t_us += passes_us*std::exp(NOISE*normal(rng)) + (width != last_width ? switch_us : 0.0);
         last_width = width;
         depth.processed(width);
 

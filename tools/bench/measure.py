@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench.cells import AUTO_DEPTH, PATCHED, STOCK, Cell, synthetic_rates
 from bench.models import BenchPair
@@ -154,21 +153,26 @@ def _serve(
     # fmt: on
     if load.chance is not None and cell.n_max:
         arguments += ["--spec-synth-rates", synthetic_rates(load.chance, cell.n_max)]
-    # The seed also drives synthetic acceptance: the same in every cell of a repetition.
-    options: dict[str, Any] = {**dict(load.sampling), "seed": 1 + repetition}
+    # The seed also drives synthetic acceptance: the same in every cell of a repetition, another in
+    # every request, as texts that are answered together do not fail together.
+    seeds = range(1 + repetition * len(load.prompts), 1 + (repetition + 1) * len(load.prompts))
+    requests = [
+        (prompt, {**dict(load.sampling), "seed": seed})
+        for prompt, seed in zip(load.prompts, seeds, strict=True)
+    ]
     program = machine.program(cell.build, "llama-server")
     with server(program, arguments, machine.prefix) as running:
-        running.complete(load.prompts[0], 8, **options)
+        running.complete(requests[0][0], 8, **requests[0][1])
         before = _counted(running, cell, 1)
         start = time.perf_counter()
         if load.slots == 1:
-            answers = [running.complete(p, load.n_predict, **options) for p in load.prompts]
+            answers = [running.complete(p, load.n_predict, **options) for p, options in requests]
             seconds = sum(answer["predicted_ms"] for answer in answers) / 1000
         else:
             with ThreadPoolExecutor(load.slots) as threads_pool:
                 jobs = [
                     threads_pool.submit(running.complete, prompt, load.n_predict, **options)
-                    for prompt in load.prompts
+                    for prompt, options in requests
                 ]
                 answers = [job.result() for job in jobs]
             seconds = time.perf_counter() - start

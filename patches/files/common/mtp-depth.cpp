@@ -10,6 +10,7 @@ namespace {
 const int    N_BINS         = 10;
 const double ACCEPT_PRIOR   = 0.7;  // before anything was seen
 const double ACCEPT_WEIGHT  = 4;    // tokens that what is expected counts for, beside those that were seen
+const double ACCEPT_NARROW  = 16;   // the same for a part (a sequence, a confidence) of what the expectation has seen
 const double ACCEPT_HORIZON = 100;
 const double ACCEPT_FADE    = 0.01; // share of what is known of a position that a round without it takes away
 const double ACCEPT_CARRIED = 0.25; // share of what is known of a sequence that counts for its next text
@@ -33,8 +34,9 @@ void common_mtp_depth::mean::add(double sample, double horizon) {
     value += (sample - value)/weight;
 }
 
-common_mtp_depth::common_mtp_depth(uint32_t n_seq, int32_t n_max) :
+common_mtp_depth::common_mtp_depth(uint32_t n_seq, int32_t n_max, bool even) :
         n_max(n_max),
+        even(even),
         costs(n_seq*(n_max + 1) + 1),
         n_plain(n_seq + 1),
         by_position(n_seq, std::vector<mean>(n_max)),
@@ -95,21 +97,21 @@ double common_mtp_depth::estimate_us(int32_t width) const {
     return lower > 0 || has_upper ? costs[known].value*prior(width)/prior(known) : prior(width);
 }
 
-double common_mtp_depth::mean::or_expected(double expected) const {
-    return (weight*value + ACCEPT_WEIGHT*expected)/(weight + ACCEPT_WEIGHT);
+double common_mtp_depth::mean::or_expected(double expected, double n_samples) const {
+    return (weight*value + n_samples*expected)/(weight + n_samples);
 }
 
 // a sequence's position is expected to be like that of the others, and a position like the one before
 double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position) const {
     double expected = ACCEPT_PRIOR;
     for (size_t k = 0; k <= position; ++k) {
-        expected = by_position_all[k].or_expected(expected);
+        expected = by_position_all[k].or_expected(expected, ACCEPT_WEIGHT);
     }
-    return by_position[seq_id][position].or_expected(expected);
+    return by_position[seq_id][position].or_expected(expected, ACCEPT_NARROW);
 }
 
 double common_mtp_depth::acceptance(llama_seq_id seq_id, size_t position, float confidence) const {
-    return by_confidence[bin(confidence)].or_expected(acceptance(seq_id, position));
+    return by_confidence[bin(confidence)].or_expected(acceptance(seq_id, position), ACCEPT_NARROW);
 }
 
 std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most) {
@@ -134,7 +136,8 @@ std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & se
     int32_t width      = seqs.size();
     double  tokens     = seqs.size();
 
-    // grow the batch by the token most likely to stand; the best width may lie behind worse ones
+    // grow the batch by the tokens most likely to stand; the best width may lie behind worse ones
+    const auto together = groups(seqs.size());
     while (true) {
         const int32_t n_steps = *std::max_element(n_draft.begin(), n_draft.end());
         const double  value   = tokens/(estimate_us(width) + n_steps*step.value);
@@ -143,25 +146,40 @@ std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & se
             best       = n_draft;
         }
 
-        int    next   = -1;
-        double stands = 0.0;
-        for (size_t i = 0; i < seqs.size(); ++i) {
-            if (n_draft[i] < std::min(n_max, n_most[i])) {
-                const double p = survival[i]*acceptance(seqs[i], n_draft[i]);
-                if (p > stands) {
-                    stands = p;
-                    next   = i;
+        const std::vector<size_t> * next = nullptr;
+        double stands = 0.0; // of one of its tokens
+        for (const auto & group : together) {
+            double sum = 0.0;
+            for (const size_t i : group) {
+                if (n_draft[i] == std::min(n_max, n_most[i])) {
+                    sum = 0.0; // all of them or none
+                    break;
                 }
+                sum += survival[i]*acceptance(seqs[i], n_draft[i]);
+            }
+            if (sum > stands*group.size()) {
+                stands = sum/group.size();
+                next   = &group;
             }
         }
-        if (next < 0 || width >= COST_STRIDE*widest) {
+        if (!next || width >= COST_STRIDE*widest) {
             return best;
         }
-        survival[next] = stands;
-        n_draft[next]++;
-        width++;
-        tokens += stands;
+        for (const size_t i : *next) {
+            survival[i] *= acceptance(seqs[i], n_draft[i]);
+            tokens      += survival[i];
+            n_draft[i]++;
+            width++;
+        }
     }
+}
+
+std::vector<std::vector<size_t>> common_mtp_depth::groups(size_t n) const {
+    std::vector<std::vector<size_t>> result(even ? 1 : n);
+    for (size_t i = 0; i < n; ++i) {
+        result[even ? 0 : i].push_back(i);
+    }
+    return result;
 }
 
 std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seqs, const std::vector<std::vector<float>> & confidence,
@@ -170,7 +188,7 @@ std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seq
         step.add((double) t_draft_us/n_steps, COST_HORIZON);
     }
 
-    // until a sequence's turn comes, its draft counts whole and as likely as drafts have been
+    // until a group's turn comes, its drafts count whole and as likely as drafts have been
     int32_t width  = seqs.size();
     double  tokens = seqs.size();
     std::vector<double> drafted(seqs.size(), 0.0);
@@ -185,35 +203,42 @@ std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seq
     }
 
     std::vector<int32_t> n_keep(seqs.size(), 0);
-    for (size_t i = 0; i < seqs.size(); ++i) {
-        const int32_t n = confidence[i].size();
-        width  -= n;
-        tokens -= drafted[i];
+    std::vector<double>  survival(seqs.size(), 1.0);
+    for (const auto & group : groups(seqs.size())) {
+        for (const size_t i : group) {
+            width  -= confidence[i].size();
+            tokens -= drafted[i];
+        }
 
-        double survival = 1.0;
-        while (n_keep[i] < n) {
-            const int32_t k = n_keep[i];
-            // this token by its confidence, those behind it as they have been: not even their number may count, as it
-            // follows from this token
-            double ahead = survival*acceptance(seqs[i], k, confidence[i][k]);
-            double sum   = 0.0;
-            double best  = 0.0;
+        for (int32_t k = 0; k < n_steps; ++k) {
+            if (std::any_of(group.begin(), group.end(), [&](size_t i) { return (int32_t) confidence[i].size() <= k; })) {
+                break;
+            }
+            // these tokens by their confidence, those behind them as they have been: not even their number may count, as
+            // it follows from these tokens
+            std::vector<double> ahead(seqs.size(), 0.0);
+            double sum  = 0.0;
+            double best = 0.0;
             for (int32_t j = k; j < n_steps; ++j) {
-                if (j > k) {
-                    ahead *= acceptance(seqs[i], j);
+                for (const size_t i : group) {
+                    ahead[i] = j == k ? survival[i]*acceptance(seqs[i], k, confidence[i][k]) : ahead[i]*acceptance(seqs[i], j);
+                    sum += ahead[i];
                 }
-                sum += ahead;
-                best = std::max(best, (tokens + sum)/estimate_us(width + j - k + 1));
+                best = std::max(best, (tokens + sum)/estimate_us(width + (j - k + 1)*group.size()));
             }
             if (best <= tokens/estimate_us(width)) {
                 break;
             }
-            survival *= acceptance(seqs[i], k, confidence[i][k]);
-            tokens   += survival;
-            width++;
-            n_keep[i]++;
+            for (const size_t i : group) {
+                survival[i] *= acceptance(seqs[i], k, confidence[i][k]);
+                tokens      += survival[i];
+                width++;
+                n_keep[i]++;
+            }
         }
+    }
 
+    for (size_t i = 0; i < seqs.size(); ++i) {
         verifying[seqs[i]].assign(confidence[i].begin(), confidence[i].begin() + n_keep[i]);
 
         chosen[n_keep[i]]++;

@@ -12,7 +12,9 @@
 
 class common_mtp_depth {
 public:
-    common_mtp_depth(uint32_t n_seq, int32_t n_max);
+    // `even`: sequences verify equally many tokens where they can. Without a unified KV cache the target decodes a batch
+    // in which one sequence has more tokens than another in several passes, each of which reads the weights.
+    common_mtp_depth(uint32_t n_seq, int32_t n_max, bool even);
 
     // a round starts and ends with this: the cost of a round is the time from its drafts to here
     void next_round();
@@ -46,8 +48,8 @@ private:
         // `horizon`: the number of samples after which one is as good as forgotten
         void add(double sample, double horizon);
 
-        // the mean, with what is expected counted in as a few samples
-        double or_expected(double expected) const;
+        // the mean, with what is expected counted in as so many samples
+        double or_expected(double expected, double n_samples) const;
     };
 
     struct measured : mean {
@@ -55,6 +57,7 @@ private:
     };
 
     const int32_t n_max;
+    const bool    even;
 
     std::vector<measured> costs;   // [width]
     std::vector<int32_t>  n_plain; // [number of sequences], rounds planned without drafts to measure their cost
@@ -72,6 +75,9 @@ private:
     int64_t t_planned_us  = 0;
     int32_t width_planned = 0; // 0: the current round is not measured
     int32_t width_seen    = 0;
+
+    // which of `n` sequences get a further token together
+    std::vector<std::vector<size_t>> groups(size_t n) const;
 
     double estimate_us(int32_t width) const;
     double acceptance(llama_seq_id seq_id, size_t position) const;

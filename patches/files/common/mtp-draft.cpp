@@ -17,9 +17,14 @@ std::unique_ptr<common_mtp_drafter> common_mtp_drafter::create(const common_para
     return std::unique_ptr<common_mtp_drafter>(possible ? new common_mtp_drafter(params, n_seq) : nullptr);
 }
 
+// a cache that is not divides the context among the sequences
+static bool has_unified_cache(const llama_context * ctx) {
+    return llama_n_ctx_seq(ctx) == llama_n_ctx(ctx);
+}
+
 common_mtp_drafter::common_mtp_drafter(const common_params_speculative_draft & params, uint32_t n_seq) :
         params(params),
-        depth(params.mtp.auto_depth ? new common_mtp_depth(n_seq, params.n_max) : nullptr),
+        depth(params.mtp.auto_depth ? new common_mtp_depth(n_seq, params.n_max, !has_unified_cache(params.ctx_tgt)) : nullptr),
         batch(params.ctx_dft),
         sequences(n_seq) {
 }

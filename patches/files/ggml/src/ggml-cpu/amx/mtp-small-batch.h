@@ -1,271 +1,322 @@
 #pragma once
 
-// Products with a few rows of activations, as a speculative round has them: 2 to 8 tokens, more with several sequences.
+// Products with a few rows of activations, as a speculative round has them: 1 to 8 tokens, more with several sequences.
 //
 // AMX unpacks a block of weights into tiles made for 32 rows, which costs more than it gains when there are few. Here
-// the weights are unpacked into registers once and multiplied with up to MTP_ROWS rows by VNNI, as
-// tinygemm_kernel_vnni does for one. Each row goes through the same operations as there (integer sums, which do not
-// hang on their order, then the same multiply-adds), so that a token's result does not depend on how many are verified.
+// 16 columns of weights go through the registers once, for up to MTP_ROWS rows, whose sums stay there from the first
+// block to the last, and are asked for ahead of use: one row takes what reading the weights takes, further ones little
+// more. Each row goes through the same operations as in tinygemm_kernel_vnni (integer sums, which do not hang on their
+// order, then the same multiply-adds), so that a token's result does not depend on how many are verified.
 //
-// Included by mmq.cpp, whose packed layouts and one-row kernels it uses.
+// Included by mmq.cpp, whose packed layouts it reads.
 
-constexpr int MTP_ROWS = 4;
+constexpr int MTP_ROWS      = 8;    // at once
+constexpr int MTP_MOST_ROWS = 64;   // in all
+constexpr int MTP_PREFETCH  = 4096; // bytes of weights
 
-// Largest number of rows for which this was measured to be faster than the tiles.
-inline int mtp_small_batch_limit(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_Q4_0:
-        case GGML_TYPE_Q6_K:   return 12;
-        case GGML_TYPE_Q8_0:   return 6;
-        case GGML_TYPE_Q4_K:   return 5;
-        case GGML_TYPE_Q5_K:
-        case GGML_TYPE_IQ4_XS: return 3;
-        default:               return 2;
-    }
+// Calls of always inlined functions are what keeps sums in registers.
+#if defined(__GNUC__) || defined(__clang__)
+#define MTP_INLINE __attribute__((always_inline))
+#else
+#define MTP_INLINE
+#endif
+
+// Where this was measured to be faster than upstream's kernels: one row of Q8_0 comes from memory as fast there.
+inline bool mtp_small_batch_fits(ggml_type type, int n_rows) {
+    return n_rows <= MTP_MOST_ROWS && !(n_rows == 1 && type == GGML_TYPE_Q8_0);
 }
 
-// A: ROWS rows of KB blocks, B: BLOCK_N / 16 packed columns of tiles, C: ROWS rows, ldc apart.
-// A type without a version of its own runs row by row: its weights stay in the cache.
-template <typename TA, typename TB, int ROWS, int BLOCK_N, int BLOCK_K>
-struct mtp_small_batch_kernel {
-    static void apply(int KB, const TA * RESTRICT A, const char * RESTRICT B, float * RESTRICT C, int ldc) {
-        for (int r = 0; r < ROWS; ++r) {
-            tinygemm_kernel_vnni<TA, TB, float, 1, BLOCK_N, BLOCK_K>::apply(KB, A + r * KB, B, C + r * ldc, ldc);
-        }
+// Packed weights (pack_B): `load` makes bytes without sign of them, in which ZERO stands for 0, four of a column side by
+// side. Where they have minima, those stand behind the scales and count for the activations' sums.
+template <typename TB> struct mtp_weights;
+
+inline MTP_INLINE void mtp_load_nibbles(const char * b, __m512i & low, __m512i & high) {
+    const __m512i mask  = _mm512_set1_epi8(0xF);
+    const __m512i bytes = _mm512_loadu_si512((const __m512i *) b);
+    low  = _mm512_and_si512(bytes, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+}
+
+// `nibbles` with two bits of `high`, which stand at the mask's place
+inline MTP_INLINE __m512i mtp_with_bits(__m512i nibbles, __m512i high, char mask) {
+    return _mm512_ternarylogic_epi32(high, _mm512_set1_epi8(mask), nibbles, 0xEA); // (a & b) | c
+}
+
+template <> struct mtp_weights<block_q4_0> {
+    static constexpr int  ZERO   = 8;
+    static constexpr bool MINIMA = false;
+    static constexpr int  SCALES = TILE_N * TILE_K / 2;
+
+    static MTP_INLINE void load(const char * b, __m512i (&vb)[8]) {
+        Unroll<4>{}([&](auto k) MTP_INLINE { mtp_load_nibbles(b + k * 64, vb[2 * k], vb[2 * k + 1]); });
     }
 };
 
-inline __m512i mtp_broadcast(const int8_t * four) {
+template <> struct mtp_weights<block_q4_1> : mtp_weights<block_q4_0> {
+    static constexpr int  ZERO   = 0;
+    static constexpr bool MINIMA = true;
+};
+
+template <> struct mtp_weights<block_q8_0> {
+    static constexpr int  ZERO   = 128;
+    static constexpr bool MINIMA = false;
+    static constexpr int  SCALES = TILE_N * TILE_K;
+
+    static MTP_INLINE void load(const char * b, __m512i (&vb)[8]) {
+        const __m512i zero = _mm512_set1_epi8((char) ZERO);
+        Unroll<8>{}([&](auto k) MTP_INLINE { vb[k] = _mm512_xor_si512(_mm512_loadu_si512((const __m512i *)(b + k * 64)), zero); });
+    }
+};
+
+// Superblocks: groups of GROUP values have a scale.
+template <> struct mtp_weights<block_q4_K> {
+    static constexpr int  ZERO   = 0;
+    static constexpr bool MINIMA = true;
+    static constexpr int  GROUP  = 32;
+    static constexpr int  SCALES = (QK_K / 2) * TILE_N;
+
+    static MTP_INLINE void load(const char * b, int group, __m512i (&vb)[8]) {
+        mtp_weights<block_q4_0>::load(b + group * 256, vb);
+    }
+};
+
+template <> struct mtp_weights<block_q5_K> {
+    static constexpr int  ZERO   = 0;
+    static constexpr bool MINIMA = true;
+    static constexpr int  GROUP  = 32;
+    static constexpr int  SCALES = (QK_K / 2 + QK_K / 8) * TILE_N;
+
+    static MTP_INLINE void load(const char * b, int group, __m512i (&vb)[8]) {
+        mtp_weights<block_q4_0>::load(b + group * 256, vb);
+        const __m512i high = _mm512_loadu_si512((const __m512i *)(b + (QK_K / 2) * TILE_N + group * 64));
+        Unroll<4>{}([&](auto k) MTP_INLINE {
+            vb[k]     = mtp_with_bits(vb[k],     _mm512_slli_epi16(high, 4 - k), 0x10);
+            vb[k + 4] = mtp_with_bits(vb[k + 4], _mm512_srli_epi16(high, k),     0x10);
+        });
+    }
+};
+
+template <> struct mtp_weights<block_q6_K> {
+    static constexpr int  ZERO   = 32;
+    static constexpr bool MINIMA = false;
+    static constexpr int  GROUP  = 16;
+    static constexpr int  SCALES = (QK_K / 2 + QK_K / 4) * TILE_N;
+
+    static MTP_INLINE void load(const char * b, int group, __m512i (&vb)[4]) {
+        mtp_load_nibbles(b + group * 128,      vb[0], vb[1]);
+        mtp_load_nibbles(b + group * 128 + 64, vb[2], vb[3]);
+        const __m512i high = _mm512_loadu_si512((const __m512i *)(b + (QK_K / 2) * TILE_N + group * 64));
+        vb[0] = mtp_with_bits(vb[0], _mm512_slli_epi16(high, 4), 0x30);
+        vb[1] = mtp_with_bits(vb[1], _mm512_slli_epi16(high, 2), 0x30);
+        vb[2] = mtp_with_bits(vb[2], high,                       0x30);
+        vb[3] = mtp_with_bits(vb[3], _mm512_srli_epi16(high, 2), 0x30);
+    }
+};
+
+template <> struct mtp_weights<block_iq4_xs> {
+    static constexpr int  ZERO   = 128;
+    static constexpr bool MINIMA = false;
+    static constexpr int  GROUP  = 32;
+    static constexpr int  SCALES = (QK_K / 2) * TILE_N;
+
+    static MTP_INLINE void load(const char * b, int group, __m512i (&vb)[8]) {
+        alignas(16) static constexpr uint8_t values[16] = {
+            1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241,
+        };
+        const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *) values));
+        mtp_weights<block_q4_0>::load(b + group * 256, vb);
+        Unroll<8>{}([&](auto k) MTP_INLINE { vb[k] = _mm512_shuffle_epi8(table, vb[k]); });
+    }
+};
+
+// What the kernels need of some rows of activations besides their bytes, [block][...][row].
+struct mtp_activations {
+    std::vector<float>   scales;
+    std::vector<float>   scaled_sums; // Q8_1
+    std::vector<int32_t> sums;        // of a group times -ZERO; with minima, two sums of 32 a word
+};
+
+inline MTP_INLINE __m512i mtp_broadcast(const int8_t * four) {
     int32_t value;
     memcpy(&value, four, sizeof(value));
     return _mm512_set1_epi32(value);
 }
 
-template <int ROWS, int COLS>
-inline void mtp_store(const __m512 (&vc)[ROWS][COLS], float * RESTRICT C, int ldc) {
-    Unroll<ROWS>{}([&](auto r) {
-        Unroll<COLS>{}([&](auto col) { _mm512_storeu_ps(C + r * ldc + col * 16, vc[r][col]); });
+inline MTP_INLINE __m512 mtp_load_halves(const char * b) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) b));
+}
+
+template <int BYTES>
+inline MTP_INLINE void mtp_prefetch(const char * b) {
+    Unroll<(BYTES + 63) / 64>{}([&](auto i) MTP_INLINE { _mm_prefetch(b + MTP_PREFETCH + i * 64, _MM_HINT_T1); });
+}
+
+// vsum[row] += the products of VNNI of `vb` and the bytes at `a` of each row, `stride` bytes apart
+template <int ROWS, int N>
+inline MTP_INLINE void mtp_dot(__m512i (&vsum)[ROWS], const __m512i (&vb)[N], const int8_t * a, size_t stride) {
+    Unroll<N>{}([&](auto k) MTP_INLINE {
+        Unroll<ROWS>{}([&](auto r) MTP_INLINE { vsum[r] = _mm512_dpbusd_epi32(vsum[r], vb[k], mtp_broadcast(a + r * stride + 4 * k)); });
     });
 }
 
-template <int ROWS, int COLS>
-inline void mtp_clear(__m512 (&vc)[ROWS][COLS]) {
-    Unroll<ROWS>{}([&](auto r) { Unroll<COLS>{}([&](auto col) { vc[r][col] = _mm512_setzero_ps(); }); });
-}
+// A: ROWS rows of KB blocks, B: 16 packed columns, C: ROWS rows, ldc apart.
+template <typename TA, typename TB, int ROWS, typename = void>
+struct mtp_kernel {
+    using weights = mtp_weights<TB>;
 
-template <int ROWS, int BLOCK_N, int BLOCK_K>
-struct mtp_small_batch_kernel<block_q8_0, block_q4_0, ROWS, BLOCK_N, BLOCK_K> {
-    static void apply(int KB, const block_q8_0 * RESTRICT A, const char * RESTRICT B, float * RESTRICT C, int ldc) {
-        constexpr int COLS = BLOCK_N / 16;
-        const int TILE_SIZE = TILE_N * sizeof(block_q4_0);
-
-        const __m512i lowMask = _mm512_set1_epi8(0xF);
-        const __m256i off = _mm256_set1_epi8(8);
-
-        __m512 vc[ROWS][COLS];
-        mtp_clear(vc);
-
+    static void prepare(int KB, const TA * A, mtp_activations & out) {
+        out.scales.resize(KB * ROWS);
+        out.sums.resize(KB * ROWS);
+        out.scaled_sums.resize(weights::MINIMA ? KB * ROWS : 0);
         for (int i = 0; i < KB; ++i) {
-            // a * (b - 8) = a * b - 8 * a
-            int32_t comp[ROWS];
-            float   d1[ROWS];
-            Unroll<ROWS>{}([&](auto r) {
-                const block_q8_0 & a = A[r * KB + i];
-                const __m256i sum8 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), off, _mm256_loadu_si256((const __m256i *) a.qs));
-                const __m128i sum4 = _mm_add_epi32(_mm256_castsi256_si128(sum8), _mm256_extracti128_si256(sum8, 1));
-                const __m128i sum2 = _mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0x4e));
-                comp[r] = -_mm_cvtsi128_si32(_mm_add_epi32(sum2, _mm_shuffle_epi32(sum2, 0xb1)));
-                d1[r]   = GGML_CPU_FP16_TO_FP32(a.d);
-            });
-
-            Unroll<COLS>{}([&](auto col) {
-                const char * b_ptr = B + PACKED_INDEX(col, i, KB, TILE_SIZE);
-                __m512i vb[8];
-                Unroll<4>{}([&](auto k) {
-                    const __m512i bytes = _mm512_loadu_si512((const __m512i *)(b_ptr + k * 64));
-                    vb[2 * k + 0] = _mm512_and_si512(bytes, lowMask);
-                    vb[2 * k + 1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lowMask);
-                });
-                const __m512 vd0 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(b_ptr + TILE_N * TILE_K / 2)));
-
-                Unroll<ROWS>{}([&](auto r) {
-                    const int8_t * a = A[r * KB + i].qs;
-                    __m512i vsum = _mm512_set1_epi32(comp[r]);
-                    Unroll<8>{}([&](auto k) { vsum = _mm512_dpbusd_epi32(vsum, vb[k], mtp_broadcast(a + 4 * k)); });
-                    vc[r][col] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(vsum), _mm512_mul_ps(vd0, _mm512_set1_ps(d1[r])), vc[r][col]);
-                });
-            });
-        }
-        mtp_store(vc, C, ldc);
-    }
-};
-
-template <int ROWS, int BLOCK_N, int BLOCK_K>
-struct mtp_small_batch_kernel<block_q8_0, block_q8_0, ROWS, BLOCK_N, BLOCK_K> {
-    static void apply(int KB, const block_q8_0 * RESTRICT A, const char * RESTRICT B, float * RESTRICT C, int ldc) {
-        constexpr int COLS = BLOCK_N / 16;
-        const int TILE_SIZE = TILE_N * sizeof(block_q8_0) + TILE_N * sizeof(int32_t);
-
-        __m512 vc[ROWS][COLS];
-        mtp_clear(vc);
-
-        for (int i = 0; i < KB; ++i) {
-            // a * b = (a + 128) * b - 128 * b, the latter packed with B
-            alignas(32) int8_t shifted[ROWS][QK8_0];
-            float d1[ROWS];
-            Unroll<ROWS>{}([&](auto r) {
-                const block_q8_0 & a = A[r * KB + i];
-                const __m256i qs = _mm256_loadu_si256((const __m256i *) a.qs);
-                _mm256_store_si256((__m256i *) shifted[r], _mm256_xor_si256(qs, _mm256_set1_epi8((char) 0x80)));
-                d1[r] = GGML_CPU_FP16_TO_FP32(a.d);
-            });
-
-            Unroll<COLS>{}([&](auto col) {
-                const char * b_ptr = B + PACKED_INDEX(col, i, KB, TILE_SIZE);
-                __m512i vb[8];
-                Unroll<8>{}([&](auto k) { vb[k] = _mm512_loadu_si512((const __m512i *)(b_ptr + k * 64)); });
-                const __m512  vd0   = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(b_ptr + TILE_N * TILE_K)));
-                const __m512i vcomp = _mm512_loadu_si512((const __m512i *)(b_ptr + TILE_N * TILE_K + TILE_N * sizeof(ggml_half)));
-
-                Unroll<ROWS>{}([&](auto r) {
-                    __m512i vsum = _mm512_setzero_si512();
-                    Unroll<8>{}([&](auto k) { vsum = _mm512_dpbusd_epi32(vsum, mtp_broadcast(shifted[r] + 4 * k), vb[k]); });
-                    vsum = _mm512_sub_epi32(vsum, vcomp);
-                    vc[r][col] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(vsum), _mm512_mul_ps(vd0, _mm512_set1_ps(d1[r])), vc[r][col]);
-                });
-            });
-        }
-        mtp_store(vc, C, ldc);
-    }
-};
-
-template <int ROWS, int BLOCK_N, int BLOCK_K>
-struct mtp_small_batch_kernel<block_q8_K, block_q4_K, ROWS, BLOCK_N, BLOCK_K> {
-    static void apply(int KB, const block_q8_K * RESTRICT A, const char * RESTRICT B, float * RESTRICT C, int ldc) {
-        constexpr int COLS = BLOCK_N / 16;
-        const int TILE_SIZE = TILE_N * sizeof(block_q4_K) + TILE_N * 4;
-
-        constexpr int offset_scales = (QK_K / 2) * TILE_N;
-        constexpr int offset_mins   = (QK_K / 2) * TILE_N +  8 * TILE_N;
-        constexpr int offset_d0     = (QK_K / 2) * TILE_N + 16 * TILE_N;
-        constexpr int offset_dmin   = (QK_K / 2) * TILE_N + 16 * TILE_N + TILE_N * sizeof(ggml_half);
-
-        const __m512i lowMask = _mm512_set1_epi8(0xF);
-
-        __m512 vc[ROWS][COLS];
-        mtp_clear(vc);
-
-        for (int i = 0; i < KB; ++i) {
-            // sums of 32 activations, two a word, which the minima are multiplied with
-            alignas(16) int32_t sums[ROWS][4];
-            Unroll<ROWS>{}([&](auto r) {
-                const __m256i q8sums = _mm256_loadu_si256((const __m256i *) A[r * KB + i].bsums);
-                _mm_store_si128((__m128i *) sums[r], _mm_hadd_epi16(_mm256_extracti128_si256(q8sums, 0), _mm256_extracti128_si256(q8sums, 1)));
-            });
-
-            Unroll<COLS>{}([&](auto col) {
-                const char * b_ptr = B + PACKED_INDEX(col, i, KB, TILE_SIZE);
-                __m512i acc[ROWS];
-                Unroll<ROWS>{}([&](auto r) { acc[r] = _mm512_setzero_si512(); });
-                for (int k_group = 0; k_group < QK_K / 32; ++k_group) {
-                    __m512i vb[8];
-                    Unroll<4>{}([&](auto k) {
-                        const __m512i bytes = _mm512_loadu_si512((const __m512i *)(b_ptr + k_group * 256 + k * 64));
-                        vb[2 * k + 0] = _mm512_and_si512(bytes, lowMask);
-                        vb[2 * k + 1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lowMask);
-                    });
-                    const __m512i vscale = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(b_ptr + offset_scales + k_group * TILE_N)));
-                    Unroll<ROWS>{}([&](auto r) {
-                        const int8_t * a = A[r * KB + i].qs + k_group * 32;
-                        __m512i vsum = _mm512_setzero_si512();
-                        Unroll<8>{}([&](auto k) { vsum = _mm512_dpbusd_epi32(vsum, vb[k], mtp_broadcast(a + 4 * k)); });
-                        acc[r] = _mm512_add_epi32(acc[r], _mm512_mullo_epi32(vsum, vscale));
-                    });
+            for (int r = 0; r < ROWS; ++r) {
+                const TA & a = A[r * KB + i];
+                int32_t sum = 0;
+                for (int k = 0; k < TILE_K; ++k) {
+                    sum += a.qs[k];
                 }
-                const __m512 vd0   = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(b_ptr + offset_d0)));
-                const __m512 vdmin = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(b_ptr + offset_dmin)));
-                Unroll<ROWS>{}([&](auto r) {
-                    const __m512 vd1 = _mm512_set1_ps(A[r * KB + i].d);
-                    vc[r][col] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), _mm512_mul_ps(vd0, vd1), vc[r][col]);
-                    __m512i acc_m = _mm512_setzero_si512();
-                    Unroll<4>{}([&](auto k) {
-                        const __m512i vmin = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(b_ptr + offset_mins + k * 32)));
-                        acc_m = _mm512_dpwssds_epi32(acc_m, _mm512_set1_epi32(sums[r][k]), vmin);
-                    });
-                    vc[r][col] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(acc_m), _mm512_mul_ps(vdmin, vd1), vc[r][col]);
-                });
-            });
-        }
-        mtp_store(vc, C, ldc);
-    }
-};
-
-template <int ROWS, int BLOCK_N, int BLOCK_K>
-struct mtp_small_batch_kernel<block_q8_K, block_q6_K, ROWS, BLOCK_N, BLOCK_K> {
-    static void apply(int KB, const block_q8_K * RESTRICT A, const char * RESTRICT B, float * RESTRICT C, int ldc) {
-        constexpr int COLS = BLOCK_N / 16;
-        const int TILE_SIZE = TILE_N * sizeof(block_q6_K);
-
-        constexpr int offset_qh     = (QK_K / 2) * TILE_N;
-        constexpr int offset_scales = (QK_K / 2) * TILE_N + (QK_K / 4) * TILE_N;
-        constexpr int offset_d0     = (QK_K / 2) * TILE_N + (QK_K / 4) * TILE_N + 16 * TILE_N;
-
-        const __m512i lowMask = _mm512_set1_epi8(0xF);
-        const __m512i highMask = _mm512_set1_epi8(0x30);
-
-        __m512 vc[ROWS][COLS];
-        mtp_clear(vc);
-
-        for (int i = 0; i < KB; ++i) {
-            // a * (b - 32) = a * b - 32 * a, by groups of 16
-            alignas(64) int32_t comp[ROWS][QK_K / 16];
-            Unroll<ROWS>{}([&](auto r) {
-                const __m512i sums = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *) A[r * KB + i].bsums));
-                _mm512_store_si512((__m512i *) comp[r], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 5)));
-            });
-
-            Unroll<COLS>{}([&](auto col) {
-                const char * b_ptr = B + PACKED_INDEX(col, i, KB, TILE_SIZE);
-                __m512i acc[ROWS];
-                Unroll<ROWS>{}([&](auto r) { acc[r] = _mm512_setzero_si512(); });
-                for (int k_group = 0; k_group < QK_K / 16; ++k_group) {
-                    const __m512i low0  = _mm512_loadu_si512((const __m512i *)(b_ptr + k_group * 128));
-                    const __m512i low1  = _mm512_loadu_si512((const __m512i *)(b_ptr + k_group * 128 + 64));
-                    const __m512i hbits = _mm512_loadu_si512((const __m512i *)(b_ptr + offset_qh + k_group * 64));
-                    const __m512i vb[4] = {
-                        _mm512_or_si512(_mm512_and_si512(low0, lowMask), _mm512_and_si512(_mm512_slli_epi16(hbits, 4), highMask)),
-                        _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(low0, 4), lowMask), _mm512_and_si512(_mm512_slli_epi16(hbits, 2), highMask)),
-                        _mm512_or_si512(_mm512_and_si512(low1, lowMask), _mm512_and_si512(hbits, highMask)),
-                        _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(low1, 4), lowMask), _mm512_and_si512(_mm512_srli_epi16(hbits, 2), highMask)),
-                    };
-                    const __m512i vscale = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(b_ptr + offset_scales + k_group * TILE_N)));
-                    Unroll<ROWS>{}([&](auto r) {
-                        const int8_t * a = A[r * KB + i].qs + k_group * 16;
-                        __m512i vsum = _mm512_set1_epi32(comp[r][k_group]);
-                        Unroll<4>{}([&](auto k) { vsum = _mm512_dpbusd_epi32(vsum, vb[k], mtp_broadcast(a + 4 * k)); });
-                        acc[r] = _mm512_add_epi32(acc[r], _mm512_mullo_epi32(vsum, vscale));
-                    });
+                out.sums[i * ROWS + r]   = -weights::ZERO * sum;
+                out.scales[i * ROWS + r] = GGML_CPU_FP16_TO_FP32(a.d);
+                if constexpr (weights::MINIMA) {
+                    out.scaled_sums[i * ROWS + r] = GGML_CPU_FP16_TO_FP32(a.s);
                 }
-                const __m512 vd0 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(b_ptr + offset_d0)));
-                Unroll<ROWS>{}([&](auto r) {
-                    const __m512 vd1 = _mm512_set1_ps(A[r * KB + i].d);
-                    vc[r][col] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), _mm512_mul_ps(vd0, vd1), vc[r][col]);
-                });
+            }
+        }
+    }
+
+    static void apply(int KB, const TA * RESTRICT A, const mtp_activations & rows, const char * RESTRICT B, float * RESTRICT C, int ldc) {
+        const int TILE_SIZE = get_tile_size<TB>();
+
+        __m512 vc[ROWS];
+        Unroll<ROWS>{}([&](auto r) MTP_INLINE { vc[r] = _mm512_setzero_ps(); });
+
+        for (int i = 0; i < KB; ++i, B += TILE_SIZE) {
+            mtp_prefetch<TILE_N * sizeof(TB)>(B);
+
+            __m512i vb[8];
+            weights::load(B, vb);
+            const __m512 vd0 = mtp_load_halves(B + weights::SCALES);
+
+            __m512i vsum[ROWS];
+            Unroll<ROWS>{}([&](auto r) MTP_INLINE { vsum[r] = _mm512_set1_epi32(rows.sums[i * ROWS + r]); });
+            mtp_dot(vsum, vb, A[i].qs, KB * sizeof(TA));
+            Unroll<ROWS>{}([&](auto r) MTP_INLINE {
+                const __m512 vd1 = _mm512_set1_ps(rows.scales[i * ROWS + r]);
+                vc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(vsum[r]), _mm512_mul_ps(vd0, vd1), vc[r]);
+                if constexpr (weights::MINIMA) {
+                    const __m512 vm0 = mtp_load_halves(B + weights::SCALES + TILE_N * sizeof(ggml_half));
+                    vc[r] = _mm512_fmadd_ps(vm0, _mm512_set1_ps(rows.scaled_sums[i * ROWS + r]), vc[r]);
+                }
             });
         }
-        mtp_store(vc, C, ldc);
+        Unroll<ROWS>{}([&](auto r) MTP_INLINE { _mm512_storeu_ps(C + r * ldc, vc[r]); });
     }
 };
 
-template <typename TA, typename TB, int BLOCK_N, int BLOCK_K>
-inline void mtp_small_batch_rows(int rows, int KB, const TA * A, const char * B, float * C, int ldc) {
-    switch (rows) {
-        case 1: mtp_small_batch_kernel<TA, TB, 1, BLOCK_N, BLOCK_K>::apply(KB, A, B, C, ldc); break;
-        case 2: mtp_small_batch_kernel<TA, TB, 2, BLOCK_N, BLOCK_K>::apply(KB, A, B, C, ldc); break;
-        case 3: mtp_small_batch_kernel<TA, TB, 3, BLOCK_N, BLOCK_K>::apply(KB, A, B, C, ldc); break;
-        case 4: mtp_small_batch_kernel<TA, TB, 4, BLOCK_N, BLOCK_K>::apply(KB, A, B, C, ldc); break;
+template <typename TA, typename TB, int ROWS>
+struct mtp_kernel<TA, TB, ROWS, typename std::enable_if<is_type_qkk<TB>::value>::type> {
+    using weights = mtp_weights<TB>;
+
+    static constexpr int GROUP  = weights::GROUP;
+    static constexpr int GROUPS = QK_K / GROUP;
+    static constexpr int WORDS  = weights::MINIMA ? QK_K / 64 : GROUPS; // of sums, by block and row
+    static constexpr int MINIMA = weights::SCALES + GROUPS * TILE_N;
+    static constexpr int D0     = MINIMA + (weights::MINIMA ? 8 * TILE_N : 0);
+    static constexpr int DMIN   = D0 + TILE_N * sizeof(ggml_half);
+
+    static void prepare(int KB, const TA * A, mtp_activations & out) {
+        out.scales.resize(KB * ROWS);
+        out.sums.resize(KB * WORDS * ROWS);
+        for (int i = 0; i < KB; ++i) {
+            for (int r = 0; r < ROWS; ++r) {
+                const TA & a = A[r * KB + i];
+                const auto sum32 = [&](int k) { return a.bsums[2 * k] + a.bsums[2 * k + 1]; };
+                out.scales[i * ROWS + r] = a.d;
+                for (int k = 0; k < WORDS; ++k) {
+                    int32_t & word = out.sums[(i * WORDS + k) * ROWS + r];
+                    if constexpr (weights::MINIMA) {
+                        word = (int32_t) ((uint32_t) (uint16_t) sum32(2 * k) | (uint32_t) (uint16_t) sum32(2 * k + 1) << 16);
+                    } else {
+                        word = -weights::ZERO * (GROUP == 32 ? sum32(k) : a.bsums[k]);
+                    }
+                }
+            }
+        }
     }
-}
+
+    static void apply(int KB, const TA * RESTRICT A, const mtp_activations & rows, const char * RESTRICT B, float * RESTRICT C, int ldc) {
+        const int TILE_SIZE = get_tile_size<TB>();
+
+        __m512 vc[ROWS];
+        Unroll<ROWS>{}([&](auto r) MTP_INLINE { vc[r] = _mm512_setzero_ps(); });
+
+        for (int i = 0; i < KB; ++i, B += TILE_SIZE) {
+            const int32_t * sums = rows.sums.data() + i * WORDS * ROWS;
+
+            __m512i acc[ROWS];
+            Unroll<ROWS>{}([&](auto r) MTP_INLINE { acc[r] = _mm512_setzero_si512(); });
+            for (int group = 0; group < GROUPS; ++group) {
+                mtp_prefetch<TILE_N * sizeof(TB) / GROUPS>(B + group * (TILE_N * sizeof(TB) / GROUPS));
+
+                __m512i vb[GROUP / 4];
+                weights::load(B, group, vb);
+                const __m512i vscale = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(B + weights::SCALES + group * TILE_N)));
+
+                __m512i vsum[ROWS];
+                Unroll<ROWS>{}([&](auto r) MTP_INLINE {
+                    vsum[r] = weights::MINIMA ? _mm512_setzero_si512() : _mm512_set1_epi32(sums[group * ROWS + r]);
+                });
+                mtp_dot(vsum, vb, A[i].qs + group * GROUP, KB * sizeof(TA));
+                Unroll<ROWS>{}([&](auto r) MTP_INLINE { acc[r] = _mm512_add_epi32(acc[r], _mm512_mullo_epi32(vsum[r], vscale)); });
+            }
+
+            const __m512 vd0 = mtp_load_halves(B + D0);
+            Unroll<ROWS>{}([&](auto r) MTP_INLINE {
+                const __m512 vd1 = _mm512_set1_ps(rows.scales[i * ROWS + r]);
+                vc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), _mm512_mul_ps(vd0, vd1), vc[r]);
+                if constexpr (weights::MINIMA) {
+                    __m512i vmins = _mm512_setzero_si512();
+                    Unroll<WORDS>{}([&](auto k) MTP_INLINE {
+                        const __m512i vmin = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(B + MINIMA + k * 32)));
+                        vmins = _mm512_dpwssds_epi32(vmins, _mm512_set1_epi32(sums[k * ROWS + r]), vmin);
+                    });
+                    vc[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(vmins), _mm512_mul_ps(mtp_load_halves(B + DMIN), vd1), vc[r]);
+                }
+            });
+        }
+        Unroll<ROWS>{}([&](auto r) MTP_INLINE { _mm512_storeu_ps(C + r * ldc, vc[r]); });
+    }
+};
+
+// Some rows, what the kernels need of them, and the kernel for so many.
+template <typename TA, typename TB>
+struct mtp_row_group {
+    const TA *      A = nullptr;
+    float *         C = nullptr;
+    mtp_activations rows;
+
+    void (*kernel)(int KB, const TA * A, const mtp_activations & rows, const char * B, float * C, int ldc) = nullptr;
+
+    void prepare(int n_rows, int KB) {
+        switch (n_rows) {
+            case 1: prepare<1>(KB); break;
+            case 2: prepare<2>(KB); break;
+            case 3: prepare<3>(KB); break;
+            case 4: prepare<4>(KB); break;
+            case 5: prepare<5>(KB); break;
+            case 6: prepare<6>(KB); break;
+            case 7: prepare<7>(KB); break;
+            case 8: prepare<8>(KB); break;
+            default: GGML_ABORT("more rows than registers");
+        }
+    }
+
+    template <int ROWS>
+    void prepare(int KB) {
+        mtp_kernel<TA, TB, ROWS>::prepare(KB, A, rows);
+        kernel = mtp_kernel<TA, TB, ROWS>::apply;
+    }
+};
 
 // The product of `dst`, whose activations stand quantized in `wdata`; false where the tiles are to do it.
 inline bool mtp_small_batch_mul_mat(const ggml_compute_params * params, const void * wdata, ggml_tensor * dst) {
@@ -275,32 +326,37 @@ inline bool mtp_small_batch_mul_mat(const ggml_compute_params * params, const vo
     const int M = dst->ne[1];
     const int N = dst->ne[0];
     const int K = src0->ne[0];
-    if (M > mtp_small_batch_limit(TYPE) || dst->ne[2] != 1 || dst->ne[3] != 1) {
+    if (!mtp_small_batch_fits(TYPE, M) || dst->ne[2] != 1 || dst->ne[3] != 1) {
         return false;
     }
-    const int ldc = dst->nb[1] / dst->nb[0];
+    const int ldc      = dst->nb[1] / dst->nb[0];
+    const int n_groups = div_up(M, MTP_ROWS);
+    const int n_rows   = div_up(M, n_groups);
 
-    constexpr int kTilesN = 4;
-    constexpr int BLOCK_N = TILE_N * kTilesN;
-
-    parallel_for_ggml(params, div_up(N, BLOCK_N), [&](int begin, int end) {
+    parallel_for_ggml(params, N / TILE_N, [&](int begin, int end) {
+        if (begin >= end) {
+            return;
+        }
         GGML_DISPATCH_QTYPES(TYPE, [&] {
             const int KB = K / blck_size;
             const int TILE_SIZE = get_tile_size<type>();
-            const vec_dot_type * A = (const vec_dot_type *) wdata;
-            for (int nb = begin; nb < end; ++nb) {
-                const char * B = (const char *) src0->data + PACKED_INDEX(nb * kTilesN, 0, KB, TILE_SIZE);
-                float * C = (float *) dst->data + nb * BLOCK_N;
-                for (int m = 0; m < M; m += MTP_ROWS) {
-                    const int rows = std::min(MTP_ROWS, M - m);
-                    if (N - nb * BLOCK_N >= BLOCK_N) {
-                        mtp_small_batch_rows<vec_dot_type, type, BLOCK_N, blck_size>(rows, KB, A + m * KB, B, C + m * ldc, ldc);
-                    } else { // N is a multiple of two tiles
-                        mtp_small_batch_rows<vec_dot_type, type, BLOCK_N / 2, blck_size>(rows, KB, A + m * KB, B, C + m * ldc, ldc);
-                    }
+
+            static thread_local std::vector<mtp_row_group<vec_dot_type, type>> groups;
+            groups.resize(n_groups);
+            for (int g = 0; g < n_groups; ++g) {
+                groups[g].A = (const vec_dot_type *) wdata + (size_t) g * n_rows * KB;
+                groups[g].C = (float *) dst->data + (size_t) g * n_rows * ldc;
+                groups[g].prepare(std::min(n_rows, M - g * n_rows), KB);
+            }
+            for (int n = begin; n < end; ++n) {
+                const char * B = (const char *) src0->data + (size_t) n * KB * TILE_SIZE;
+                for (const auto & group : groups) {
+                    group.kernel(KB, group.A, group.rows, B, group.C + n * TILE_N, ldc);
                 }
             }
         });
     });
     return true;
 }
+
+#undef MTP_INLINE

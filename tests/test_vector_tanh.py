@@ -1,0 +1,55 @@
+"""The tangent of the soft cap: near the exact value, the same wherever a value stands."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ggml_library import Ggml
+from llama_programs import programs
+
+MAX_ULP = 2.0
+
+
+@pytest.fixture(scope="module")
+def ggml() -> Ggml:
+    # The build that other tests load: one process holds one ggml.
+    return Ggml(programs("exact"))
+
+
+def every_size() -> npt.NDArray[np.float32]:
+    """Values of both signs from every binary exponent, dense where the function bends."""
+    generator = np.random.Generator(np.random.SFC64(1))
+    bits = generator.integers(0, 0x7F800000, 1 << 16, dtype=np.uint32)
+    dense = np.linspace(0, 12, 1 << 16, dtype=np.float32)
+    values = np.concatenate([bits.view(np.float32), dense])
+    return np.concatenate([values, -values])
+
+
+def test_it_is_near_the_exact_value(ggml: Ggml) -> None:
+    values = every_size()
+    found = ggml.tanh(values[None])[0].astype(np.float64)
+    exact = np.tanh(values.astype(np.float64))
+    ulp = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    assert np.abs((found - exact) / ulp).max() < MAX_ULP
+    assert np.abs(found).max() == 1.0
+
+
+def test_it_is_odd_and_keeps_what_is_no_number(ggml: Ggml) -> None:
+    values = every_size()
+    there, back = ggml.tanh(np.stack([values, -values]))
+    assert there.tobytes() == (-back).tobytes()
+    special = np.array([[np.inf, -np.inf, np.nan, 0.0, -0.0]], np.float32)
+    infinite, negative, nan, zero, minus_zero = ggml.tanh(special)[0]
+    assert (infinite, negative) == (1.0, -1.0)
+    assert np.isnan(nan)
+    assert zero == minus_zero == 0.0
+    assert np.signbit(minus_zero)
+    assert not np.signbit(zero)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 15, 31])
+def test_a_value_does_not_depend_on_its_place(ggml: Ggml, size: int) -> None:
+    """Not on the row's length either: the rest of a vector loop is computed one by one."""
+    values = every_size()[::97][: 31 * 40].reshape(40, 31)
+    whole = ggml.tanh(values)
+    assert ggml.tanh(values[:, :size]).tobytes() == np.ascontiguousarray(whole[:, :size]).tobytes()
