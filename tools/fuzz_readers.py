@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,17 +55,20 @@ def write_seeds(directory: Path) -> None:
                 (directory / target / name).write_bytes(data)
 
 
-def _seed_directories(target: str, scratch: Path) -> list[Path]:
+def _seed_files(target: str) -> list[Path]:
+    """In an order of their own: a directory is read in another one on every disk."""
     if target != "litertlm":
-        return [CORPUS / target]
+        return sorted((CORPUS / target).iterdir())
     # The suite's own packages, but for the large ones.
-    for name in PACKAGES:
-        shutil.copy(LITERT / f"{name}.litertlm", scratch)
-    return [scratch]
+    return [LITERT / f"{name}.litertlm" for name in PACKAGES]
 
 
-def fuzz(target: str, seconds: float, build: Path = BUILD) -> Outcome:
-    """Fuzz `target` for `seconds`, startup aside."""
+def fuzz(target: str, seconds: float, build: Path = BUILD, seed: int | None = None) -> Outcome:
+    """Fuzz `target` for `seconds`, startup aside.
+
+    With a `seed` every run of the same code tries the same inputs one after the other, as far as it
+    gets in its time.
+    """
     grown, findings = build / "corpus" / target, build / "findings"
     for directory in (grown, findings):
         directory.mkdir(parents=True, exist_ok=True)
@@ -75,16 +77,20 @@ def fuzz(target: str, seconds: float, build: Path = BUILD) -> Outcome:
         words = scratch / "words"
         escaped = (word.replace("\\", "\\\\").replace('"', '\\"') for word in TARGETS[target].words)
         words.write_text("".join(f'"{word}"\n'.replace('\n"', '\\x0a"') for word in escaped))
-        (scratch / "seeds").mkdir()
+        inputs = scratch / "inputs"
+        inputs.write_text(",".join(map(str, _seed_files(target))))
         command = [
             *(sys.executable, str(ONE), target),
             *(f"-max_total_time={max(1, round(seconds))}", f"-timeout={MAX_SECONDS}"),
             *(f"-rss_limit_mb={MAX_MIB}", f"-max_len={TARGETS[target].max_bytes}"),
             *(f"-artifact_prefix={findings}/{target}-", f"-dict={words}"),
-            *("-print_final_stats=1", "-verbosity=1", "-len_control=0", str(grown)),
-            *map(str, _seed_directories(target, scratch / "seeds")),
+            *("-print_final_stats=1", "-verbosity=1", "-len_control=0"),
+            *(f"-seed_inputs=@{inputs}", str(grown)),
         ]
         environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        if seed is not None:
+            command.append(f"-seed={seed}")
+            environ |= {"PYTHONHASHSEED": str(seed)}
         done = subprocess.run(
             command, env=environ, capture_output=True, text=True, errors="replace"
         )

@@ -89,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
             return work(asked, size_of(asked[0].backend, options), options.work)
         if not options.render:
             fill(asked, options)
-        put_into_page(options.page, page_text(list(kept(asked, options.work))))
+        # Whatever was asked for: the page is of all that is kept.
+        everything = cells(parser().parse_args([]))
+        put_into_page(options.page, page_text(list(kept(everything, options.work))))
     except (GgufMtpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ A process of its own, as libFuzzer ends the process it runs in. A finding makes 
 exit code than 0, and its input is kept.
 """
 
+import os
 import signal
 import sys
 import tempfile
@@ -40,10 +41,12 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     target = TARGETS[sys.argv[1]]
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        for part in ("small", "input"):
-            (root / part).mkdir()
-        run = target.runner(make_small(root / "small"), root / "input")
+        # Relative, and so the same in every run: messages hold the names.
+        os.chdir(name)
+        small, given = Path("small"), Path("input")
+        small.mkdir()
+        given.mkdir()
+        run = target.runner(make_small(small), given)
 
         signal.signal(signal.SIGPROF, _too_slow)
 
