@@ -15,7 +15,7 @@ from fuzz_readers import fuzz, report, write_seeds
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 SECONDS = float(os.environ.get("GGUF_MTP_FUZZ_SECONDS", 60))  # for each target
-# The same inputs in every run of the same code: what is found was not there before the change.
+# Nearly the same inputs in every run of the same code: what is found came with the change.
 SEED = 1
 
 needs_atheris = pytest.mark.skipif(

@@ -66,8 +66,8 @@ def _seed_files(target: str) -> list[Path]:
 def fuzz(target: str, seconds: float, build: Path = BUILD, seed: int | None = None) -> Outcome:
     """Fuzz `target` for `seconds`, startup aside.
 
-    With a `seed` every run of the same code tries the same inputs one after the other, as far as it
-    gets in its time.
+    With a `seed` runs of the same code try the same inputs one after the other (but for what the
+    code itself does otherwise each time), as far as they get in their time.
     """
     grown, findings = build / "corpus" / target, build / "findings"
     for directory in (grown, findings):
