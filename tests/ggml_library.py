@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_mtp.ggml import TYPES
+from llama_programs import programs
 
 CPU = 0  # enum ggml_backend_dev_type
 
@@ -109,3 +110,8 @@ class Ggml:
             self.call.backend_tensor_get(y, out.ctypes.data, 0, out.nbytes)
             self.call.backend_buffer_free(buffer)
             return out
+
+
+def load_ggml() -> Ggml:
+    """Of the build that other tests load: one process holds one ggml. Skips without it."""
+    return Ggml(programs("exact"))

@@ -6,9 +6,8 @@ Otherwise a token's logits would hang on how many drafts are verified with it.
 import numpy as np
 import pytest
 
-from ggml_library import Ggml
+from ggml_library import Ggml, load_ggml
 from gguf_mtp.ggml import TYPES
-from llama_programs import programs
 
 # Rows that go through the registers together, groups of them, and (from 65 on) upstream's tiles.
 WIDTHS = (*range(2, 18), 24, 33, 64, 65, 80)
@@ -28,8 +27,7 @@ SHAPES = ((128, 512), (96, 256), (32, 1536))
 
 @pytest.fixture(scope="module")
 def ggml() -> Ggml:
-    # The build that other tests load: one process holds one ggml.
-    library = Ggml(programs("exact"))
+    library = load_ggml()
     if library.amx_buffers() is None:
         pytest.skip("no AMX on this machine")
     return library

@@ -4,16 +4,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ggml_library import Ggml
-from llama_programs import programs
+from ggml_library import Ggml, load_ggml
 
 MAX_ULP = 2.0
 
 
 @pytest.fixture(scope="module")
 def ggml() -> Ggml:
-    # The build that other tests load: one process holds one ggml.
-    return Ggml(programs("exact"))
+    return load_ggml()
 
 
 def every_size() -> npt.NDArray[np.float32]:

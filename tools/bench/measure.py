@@ -162,7 +162,8 @@ def _serve(
     ]
     program = machine.program(cell.build, "llama-server")
     with server(program, arguments, machine.prefix) as running:
-        running.complete(requests[0][0], 8, **requests[0][1])
+        prompt, options = requests[0]
+        running.complete(prompt, 8, **options)
         before = _counted(running, cell, 1)
         start = time.perf_counter()
         if load.slots == 1:
