@@ -53,7 +53,7 @@ lint: $(STAMP)
 VULKAN ?= 1
 test: lint
 	tools/browser.sh
-	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock \
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock --variant avx2 \
 	    $(if $(filter 1,$(VULKAN)),--variant vulkan)
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest $(if $(filter 1,$(VULKAN)),,-m "not vulkan")
 

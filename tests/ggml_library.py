@@ -1,6 +1,7 @@
 """ggml's CPU backend through ctypes: one operation at a time, for tests of kernels."""
 
 import ctypes
+import itertools
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,10 +49,11 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 class Ggml:
     """libggml's functions used here (without their prefix, in `call`) and its CPU backend."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | str) -> None:
         suffix = ".dylib" if platform.system() == "Darwin" else ".so"
         libraries = [
-            ctypes.CDLL(str(directory / f"lib{name}{suffix}")) for name in ("ggml-base", "ggml")
+            ctypes.CDLL(str(Path(directory, f"lib{name}{suffix}")))
+            for name in ("ggml-base", "ggml")
         ]
         self.call: Any = type("Functions", (), {})()
         for name, (result, arguments) in SIGNATURES.items():
@@ -61,20 +63,18 @@ class Ggml:
         self.device = self.call.backend_dev_by_type(CPU)
         self.backend = self.call.backend_dev_init(self.device, None)
 
-    def amx_buffers(self) -> Any:
-        """The AMX buffer type, None where this machine or build has none."""
+    def buffers(self, name: str) -> Any:
+        """The CPU's buffer type of that name, None where this machine or build has none."""
+        own = self.call.backend_dev_buffer_type(self.device)
         registry = self.call.backend_dev_backend_reg(self.device)
-        name = b"ggml_backend_dev_get_extra_bufts"
-        address = self.call.backend_reg_get_proc_address(registry, name)
-        if not address:
-            return None
-        found = ctypes.CFUNCTYPE(POINTER(c_void_p), c_void_p)(address)(self.device)
-        index = 0
-        while found and found[index]:
-            if self.call.backend_buft_name(found[index]) == b"AMX":
-                return found[index]
-            index += 1
-        return None
+        wanted = b"ggml_backend_dev_get_extra_bufts"
+        address = self.call.backend_reg_get_proc_address(registry, wanted)
+        kinds = [own]
+        if address:
+            found = ctypes.CFUNCTYPE(POINTER(c_void_p), c_void_p)(address)(self.device)
+            kinds += itertools.takewhile(bool, map(found.__getitem__, itertools.count()))
+        named = (kind for kind in kinds if self.call.backend_buft_name(kind) == name.encode())
+        return next(named, None)
 
     @contextmanager
     def context(self) -> Iterator[Any]:

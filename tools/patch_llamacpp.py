@@ -31,6 +31,7 @@ from llamacpp.pin import (
 # Which patches a tree gets: the series, none, or what its compiler needs to build a program that
 # does not crash (gcc 12 with AMX).
 SERIES, NONE, COMPILER_FIXES = "series", "stock", "amx-tile-config-barrier"
+AVX2 = ("SSE42", "AVX", "F16C", "FMA", "BMI2", "AVX2")
 SANITIZE = REPO / "tools" / "llamacpp" / "sanitize.cmake"
 
 
@@ -47,7 +48,8 @@ class Variant:
 # `exact` has CPU kernels whose F32 result does not depend on the batch width; `stock` is the
 # unpatched library, which tests compare with; `baseline` is what benchmarks compare with; `vulkan`
 # runs on any Vulkan device, a software driver among them, which ``--backend auto`` never chooses;
-# `sanitize` is `exact` with the code that reads files under AddressSanitizer and UBSan.
+# `avx2` is ggml for processors without AVX-512 and AMX, whose kernels are others; `sanitize` is
+# `exact` with the code that reads files under AddressSanitizer and UBSan.
 VARIANTS = {
     "default": Variant(backend=None),
     "exact": Variant(flags=("-DGGML_LLAMAFILE=OFF",)),
@@ -56,6 +58,9 @@ VARIANTS = {
         COMPILER_FIXES, targets=("llama-speculative-simple", "llama-server"), backend=None
     ),
     "vulkan": Variant(targets=("llama-speculative-simple",), backend="vulkan"),
+    "avx2": Variant(
+        flags=("-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in AVX2)), targets=("ggml",)
+    ),
     "sanitize": Variant(
         flags=("-DGGML_LLAMAFILE=OFF", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={SANITIZE}"),
         targets=("llama",),
