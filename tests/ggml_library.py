@@ -1,16 +1,21 @@
-"""ggml's CPU backend through ctypes: one operation at a time, for tests of kernels."""
+"""ggml's CPU backend through ctypes: one operation at a time, for tests of kernels.
+
+One process holds one ggml: builds other than that of `load_ggml` run in processes of their own.
+"""
 
 import ctypes
 import itertools
+import multiprocessing
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from gguf_mtp.ggml import TYPES
 from llama_programs import programs
@@ -30,6 +35,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
     "ggml_mul_mat": (c_void_p, [c_void_p, c_void_p, c_void_p]),
     "ggml_tanh": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_geglu_split": (c_void_p, [c_void_p, c_void_p, c_void_p]),
     "ggml_new_graph": (c_void_p, [c_void_p]),
     "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
     "ggml_backend_dev_by_type": (c_void_p, [c_int]),
@@ -89,22 +95,28 @@ class Ggml:
 
     def product(self, weights: Any, n: int, rows: Rows) -> Rows:
         """`rows` [m, k] times `weights` [n, k]: [m, n]."""
-        return self._compute(rows, lambda context, x: self.call.mul_mat(context, weights, x), n)
+        return self._compute(n, lambda context, x: self.call.mul_mat(context, weights, x), rows)
 
     def tanh(self, rows: Rows) -> Rows:
         """Of each value of `rows` [m, k]."""
-        return self._compute(rows, self.call.tanh, rows.shape[1])
+        return self._compute(rows.shape[1], self.call.tanh, rows)
 
-    def _compute(self, rows: Rows, operation: Callable[[Any, Any], Any], n: int) -> Rows:
+    def geglu(self, rows: Rows, gates: Rows) -> Rows:
+        """GELU of each value of `rows` [m, k] times that of `gates`."""
+        return self._compute(rows.shape[1], self.call.geglu_split, rows, gates)
+
+    def _compute(self, n: int, operation: Callable[..., Any], *sources: Rows) -> Rows:
         with self.context() as context:
-            m, k = rows.shape
-            x = self.call.new_tensor_2d(context, TYPES["F32"].id, k, m)
-            y = operation(context, x)
+            m = len(sources[0])
+            f32 = TYPES["F32"].id
+            inputs = [self.call.new_tensor_2d(context, f32, x.shape[1], m) for x in sources]
+            y = operation(context, *inputs)
             graph = self.call.new_graph(context)
             self.call.build_forward_expand(graph, y)
             kind = self.call.backend_dev_buffer_type(self.device)
             buffer = self.call.backend_alloc_ctx_tensors_from_buft(context, kind)
-            self.set(x, np.ascontiguousarray(rows))
+            for tensor, values in zip(inputs, sources, strict=True):
+                self.set(tensor, np.ascontiguousarray(values))
             assert self.call.backend_graph_compute(self.backend, graph) == 0
             out = np.empty((m, n), np.float32)
             self.call.backend_tensor_get(y, out.ctypes.data, 0, out.nbytes)
@@ -115,3 +127,31 @@ class Ggml:
 def load_ggml() -> Ggml:
     """Of the build that other tests load: one process holds one ggml. Skips without it."""
     return Ggml(programs("exact"))
+
+
+_loaded: list[Ggml] = []
+
+
+def _in_worker(directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    if not _loaded:
+        _loaded.append(Ggml(directory))
+    return function(_loaded[0], *arguments)
+
+
+@contextmanager
+def builds() -> Iterator[Callable[..., Any]]:
+    """A function that calls another, of a module, with a build's `Ggml` and further arguments:
+    ``run("stock", function, *arguments)``. Skips where the build is not of this machine."""
+    with ExitStack() as stack:
+        workers: dict[str, Any] = {}
+
+        def run(variant: str, function: Callable[..., Any], *arguments: Any) -> Any:
+            if variant == "avx2" and platform.machine().lower() not in ("x86_64", "amd64"):
+                pytest.skip("AVX2 is of x86")
+            directory = str(programs(variant))
+            if variant not in workers:
+                pool = multiprocessing.get_context("spawn").Pool(1)
+                workers[variant] = stack.enter_context(pool)
+            return workers[variant].apply(_in_worker, (directory, function, arguments))
+
+        yield run

@@ -22,8 +22,8 @@ from llamacpp import build, series
 from llamacpp.operations import write_cases
 from llamacpp.pin import SetupError
 
-# The operations of the drafter's graph: ordered head, argmax, its layers.
-OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "TOP_K", "ARGMAX", "ARGSORT")
+# The operations of the drafter's graph (ordered head, argmax, its layers), and of changed kernels.
+OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "TOP_K", "ARGMAX", "ARGSORT", "TANH")
 
 # Of these upstream has cases that take hours on two cores: mixtures of up to 1024 matrices. The
 # ordered head is one of 2048, and has cases of its own.

@@ -53,6 +53,7 @@ SAMPLED_CELLS = (
 QUICK = frozenset(
     {
         "no MTP",
+        "no MTP, stock",
         "stock, two files, n=3",
         "patched, step by step, n=3",
         "patched, one graph, n=3",

@@ -1,10 +1,11 @@
-"""The tangent of the soft cap: near the exact value, the same wherever a value stands."""
+"""The tangent of the soft cap and the gated GELU: near the exact value or upstream's bits, the same
+wherever a value stands."""
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ggml_library import Ggml, load_ggml
+from ggml_library import Ggml, Rows, builds, load_ggml
 
 MAX_ULP = 2.0
 
@@ -51,3 +52,24 @@ def test_a_value_does_not_depend_on_its_place(ggml: Ggml, size: int) -> None:
     values = every_size()[::97][: 31 * 40].reshape(40, 31)
     whole = ggml.tanh(values)
     assert ggml.tanh(values[:, :size]).tobytes() == np.ascontiguousarray(whole[:, :size]).tobytes()
+
+
+def gated(ggml: Ggml, rows: Rows, gates: Rows) -> Rows:
+    return ggml.geglu(rows, gates)
+
+
+@pytest.mark.parametrize("variant", ["exact", "avx2"])
+def test_the_gated_gelu_has_upstreams_bits(variant: str) -> None:
+    """For all halves and what lies between and beyond them; 31 values are no whole vectors."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ends = np.array([10, -10], np.float32)
+    beside = (np.nextafter(ends, towards) for towards in (np.float32(-20), np.float32(20)))
+    values = np.concatenate([halves, every_size(), ends, *beside])
+    rows = np.resize(values, (len(values) // 31 + 1, 31))
+    generator = np.random.Generator(np.random.SFC64(2))
+    gates = np.asarray(generator.standard_normal(rows.shape), np.float32)
+    gates[gates > 2] = np.float32(np.inf)
+    with builds() as run:
+        found, upstream = (run(name, gated, rows, gates) for name in (variant, "stock"))
+    assert np.isfinite(found).mean() > 0.5
+    assert found.tobytes() == upstream.tobytes()
