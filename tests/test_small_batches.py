@@ -28,7 +28,7 @@ SCALES = {
 KERNELS = {
     "AMX": dict.fromkeys(SCALES, 80),
     "CPU_REPACK": {"Q4_0": 80, "Q4_K": 16},
-    "CPU": {"Q5_K": 16, "Q6_K": 16},
+    "CPU": {"Q5_K": 12, "Q6_K": 12},
 }
 # Columns x values: one superblock of 256 values and several; a whole AMX block of 64 columns and a
 # half one, which AMX wants, and an odd number of eights.

@@ -15,7 +15,7 @@
 #define MTP_PLAIN_INLINE static __forceinline
 #endif
 
-#define MTP_PLAIN_MOST_ROWS 16 // in all: more are faster in upstream's tiles
+#define MTP_PLAIN_MOST_ROWS 12 // in all: more are faster in upstream's tiles
 
 #if defined(__AVX512VL__)
 #define MTP_PLAIN_ROWS 8 // at once, as there are registers

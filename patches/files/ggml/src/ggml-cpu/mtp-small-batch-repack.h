@@ -225,6 +225,7 @@ template <> struct mtp_interleaved<block_q4_K> {
 
     template <typename V, int ROWS>
     static void apply(int n_blocks, const activations * GGML_RESTRICT a, const mtp_row_sums & rows, const weights * GGML_RESTRICT b, float * GGML_RESTRICT c, size_t ldc) {
+        static_assert(V::GROUPS == 1, "scales and minima of eight columns");
         const __m256i low = _mm256_set1_epi8(0x0F);
         const __m128i of_columns[2] = { // a column's scale beside each of its four sums
             _mm_set_epi32(0x03030303, 0x02020202, 0x01010101, 0x00000000),
