@@ -58,12 +58,19 @@ def rate(tmp_path_factory: pytest.TempPathFactory) -> Rate:
     subprocess.run([*command, "-o", str(program)], check=True)
 
     def run(
-        curve: Curve, depth: int, n_seq: int, n_tokens: int, *chances: float, streams: bool = False
+        curve: Curve,
+        depth: int,
+        n_seq: int,
+        n_tokens: int,
+        *chances: float,
+        streams: bool = False,
+        then: tuple[Curve, ...] = (),
     ) -> float:
         rates: list[float] = []
         for seed in SEEDS:
             numbers = (seed, depth, n_seq, int(streams), n_tokens, curve.draft, curve.switch)
-            lists = (",".join(map(str, values)) for values in (chances, curve.rounds))
+            rounds = (each.rounds for each in (curve, *then))
+            lists = (",".join(map(str, values)) for values in (chances, *rounds))
             result = subprocess.run(
                 [str(program), *map(str, numbers), *lists], capture_output=True, check=True
             )
@@ -109,3 +116,17 @@ def test_follows_a_text_that_changes(rate: Rate, chances: tuple[float, float]) -
     auto = rate(curve, AUTO, 1, 4096, *chances)
     assert auto > plain
     assert auto > 0.93 * best
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_follows_a_machine_that_changes(rate: Rate, loud_first: bool) -> None:
+    """Four slots on a machine with neighbours, in whose loud hours a second token a slot does not
+    pay: measurements of one hour must not decide in the next."""
+    loud = Curve((95, 105, 112, 117, 140, 160, 180, 197, 220, 245, 270, 290), 1.4, 3)
+    quiet = Curve((88, 92, 98, 105, 112, 122, 132, 143, 160, 175, 190, 205), 1.4, 3)
+    hours = (loud, quiet) if loud_first else (quiet, loud)
+    # What is to be had: the best fixed depth in each half.
+    halves = [max(rate(hour, n, 4, 1024, 0.667, streams=True) for n in range(4)) for hour in hours]
+    best = 2 / sum(1 / half for half in halves)
+    auto = rate(hours[0], AUTO, 4, 2048, 0.667, streams=True, then=hours[1:])
+    assert auto > 0.97 * best

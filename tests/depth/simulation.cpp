@@ -1,9 +1,10 @@
 // Speculative decoding on a simulated clock: rounds cost what a table says, drafts stand by chance.
 //
-//     simulation SEED FIXED N_SEQ STREAMS N_TOKENS DRAFT_MS SWITCH_MS CHANCE,... MS,...
+//     simulation SEED FIXED N_SEQ STREAMS N_TOKENS DRAFT_MS SWITCH_MS CHANCE,... MS,... [MS,...]
 //
-// STREAMS is 1 where a batch is decoded in passes of equally many tokens a sequence, as without a unified KV cache. FIXED is a depth, or -1 for the controller's choice. CHANCE is what each draft token is accepted with;
-// several divide the text into equal parts. MS are the costs of a round by width, the last two continued.
+// STREAMS is 1 where a batch is decoded in passes of equally many tokens a sequence, as without a unified KV cache. FIXED
+// is a depth, or -1 for the controller's choice. CHANCE is what each draft token is accepted with; several divide the
+// text into equal parts. MS are the costs of a round by width, the last two continued; several lists divide the text.
 // Prints tokens a second and the rounds with each number of verified draft tokens, as JSON.
 
 #include "mtp-depth.h"
@@ -33,7 +34,7 @@ static std::vector<double> numbers(const char * text) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc != 10) {
+    if (argc < 10) {
         return 2;
     }
     const int32_t N_MAX = 5;
@@ -47,18 +48,20 @@ int main(int argc, char ** argv) {
     const double draft_us  = 1000*std::atof(argv[6]);
     const double switch_us = 1000*std::atof(argv[7]); // of a round whose width is not that of the one before
     const auto   chances   = numbers(argv[8]);
-    const auto   costs_ms  = numbers(argv[9]);
+    std::vector<std::vector<double>> costs_ms;
+    std::transform(argv + 9, argv + argc, std::back_inserter(costs_ms), numbers);
 
     std::normal_distribution<double>       normal(0.0, 1.0);
     std::uniform_real_distribution<double> uniform(0.0, 1.0);
 
+    std::vector<int> made(n_seq, 0);
     const auto cost_us = [&](size_t width) {
-        const size_t n = costs_ms.size();
-        return 1000*(width <= n ? costs_ms[width - 1] : costs_ms[n - 1] + (width - n)*(costs_ms[n - 1] - costs_ms[n - 2]));
+        const auto & ms = costs_ms[std::min(costs_ms.size() - 1, made[0]*costs_ms.size()/n_tokens)];
+        const size_t n = ms.size();
+        return 1000*(width <= n ? ms[width - 1] : ms[n - 1] + (width - n)*(ms[n - 1] - ms[n - 2]));
     };
 
     common_mtp_depth depth(n_seq, N_MAX, streams);
-    std::vector<int> made(n_seq, 0);
     std::vector<int> verified(N_MAX + 1, 0);
     int last_width = 0;
 

@@ -16,8 +16,9 @@ const double ACCEPT_FADE    = 0.01; // share of what is known of a position that
 const double ACCEPT_CARRIED = 0.25; // share of what is known of a sequence that counts for its next text
 const double COST_HORIZON   = 16;
 const double COST_OUTLIER   = 3;    // a round slower than this many usual ones counts as this many
-const double COST_CURIOSITY = 0.98; // taken for cheaper by this until measured twice, and when long not measured
-const int    COST_STALE     = 256;  // rounds
+const double COST_CURIOSITY = 0.98; // taken for cheaper by this until measured twice
+const int    COST_STALE     = 256;  // rounds, after which a measurement says little: the machine may have other work
+const double COST_RETRIED   = 0.85; // taken for cheaper by this then, and measured anew
 const double COST_PRIOR     = 0.06; // what a further token adds to the cost of one, before it was measured
 const int    COST_PLAIN     = 2;    // rounds without drafts that come first: what drafting has to beat
 const int    COST_PATIENCE  = 4;    // of them, how many may go unmeasured because other tokens share the batch
@@ -57,6 +58,9 @@ void common_mtp_depth::next_round() {
     if (width_planned > 0 && width_seen == width_planned) {
         auto & cost = costs[width_planned];
         double us = ggml_time_us() - t_planned_us;
+        if (round - cost.round > COST_STALE) {
+            cost.weight = 0;
+        }
         if (cost.weight == 1) {
             cost.value = us = std::min(us, cost.value); // a width's first round also pays for its graph
         } else if (cost.weight > 1) {
@@ -73,7 +77,7 @@ void common_mtp_depth::next_round() {
 double common_mtp_depth::estimate_us(int32_t width) const {
     const auto & cost = costs[width];
     if (cost.weight > 0) {
-        return cost.value*(cost.weight < 2 || round - cost.round > COST_STALE ? COST_CURIOSITY : 1.0);
+        return cost.value*(round - cost.round > COST_STALE ? COST_RETRIED : cost.weight < 2 ? COST_CURIOSITY : 1.0);
     }
 
     int32_t lower = width;
