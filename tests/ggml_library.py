@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -21,6 +22,7 @@ from gguf_mtp.ggml import TYPES
 from llama_programs import programs
 
 CPU = 0  # enum ggml_backend_dev_type
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 Rows = npt.NDArray[np.float32]
 
@@ -143,15 +145,15 @@ def builds() -> Iterator[Callable[..., Any]]:
     """A function that calls another, of a module, with a build's `Ggml` and further arguments:
     ``run("stock", function, *arguments)``. Skips where the build is not of this machine."""
     with ExitStack() as stack:
-        workers: dict[str, Any] = {}
+        workers: dict[str, ProcessPoolExecutor] = {}
 
         def run(variant: str, function: Callable[..., Any], *arguments: Any) -> Any:
-            if variant == "avx2" and platform.machine().lower() not in ("x86_64", "amd64"):
+            if variant == "avx2" and not X86:
                 pytest.skip("AVX2 is of x86")
             directory = str(programs(variant))
             if variant not in workers:
-                pool = multiprocessing.get_context("spawn").Pool(1)
+                pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
                 workers[variant] = stack.enter_context(pool)
-            return workers[variant].apply(_in_worker, (directory, function, arguments))
+            return workers[variant].submit(_in_worker, directory, function, arguments).result()
 
         yield run

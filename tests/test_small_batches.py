@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggml_library import Ggml, Rows, builds
+from ggml_library import X86, Ggml, Rows, builds
 from gguf_mtp.ggml import TYPES
+
+pytestmark = pytest.mark.skipif(not X86, reason="kernels of x86")
 
 # Rows that go through the registers together, groups of them, and upstream's kernels for many.
 WIDTHS = (*range(2, 18), 24, 33, 64, 65, 80)

@@ -22,8 +22,11 @@ from llamacpp import build, series
 from llamacpp.operations import write_cases
 from llamacpp.pin import SetupError
 
-# The operations of the drafter's graph (ordered head, argmax, its layers), and of changed kernels.
-OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "TOP_K", "ARGMAX", "ARGSORT", "TANH")
+# The operations of the drafter's graph (ordered head, argmax, its layers), and of kernels changed.
+# fmt: off
+OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "TOP_K", "ARGMAX", "ARGSORT",
+              "TANH", "GEGLU")
+# fmt: on
 
 # Of these upstream has cases that take hours on two cores: mixtures of up to 1024 matrices. The
 # ordered head is one of 2048, and has cases of its own.
