@@ -57,6 +57,17 @@ def test_auto_takes_the_first_backend_present(monkeypatch: pytest.MonkeyPatch) -
     assert build.choose_backend("cpu").name == "cpu"
 
 
+def test_flags_have_a_build_folder_of_their_own(tmp_path: Path) -> None:
+    """CMake remembers them: in one folder, a build without them would still have them."""
+    cpu = build.choose_backend("cpu")
+    found = [
+        build.directory(tmp_path, cpu, "default", flags) for flags in ([], ["-DA=1"], ["-DA=2"])
+    ]
+    assert found[0] == tmp_path / "build-mtp-cpu-default"
+    assert len(set(found)) == 3
+    assert found[1] == build.directory(tmp_path, cpu, "default", ["-DA=1"])
+
+
 def test_a_failed_build_names_the_first_error_and_the_log(tmp_path: Path) -> None:
     script = "print('[1/2] fine'); print('a.cpp:3: error: no such thing'); raise SystemExit(1)"
     log = tmp_path / "build.log"

@@ -103,8 +103,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
             trees[variant.patches] = source_tree(options.tree, digest, variant.patches)
         tree = trees[variant.patches]
         chosen = build.choose_backend(variant.backend) if variant.backend else backend
-        # llama.cpp's .gitignore covers names like this.
-        out = tree / f"build-mtp-{chosen.name}-{name}"
+        out = build.directory(tree, chosen, name, options.cmake_flag)
         _say(f"{name}: {tree} ({chosen.name})")
         build.configure(tree, out, chosen, (*variant.flags, *options.cmake_flag))
         build.compile_targets(out, variant.targets or targets, options.jobs, f"build {name}")

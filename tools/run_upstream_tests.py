@@ -114,7 +114,7 @@ def _build(options: argparse.Namespace, tests: list[UpstreamTest]) -> Path:
     """Build the tests in a build folder of their own beside the programs'."""
     tree = patch_llamacpp.source_tree(options.tree, series.digest(), patch_llamacpp.SERIES)
     backend = build.choose_backend(options.backend)
-    out = tree / f"build-mtp-{backend.name}-tests"
+    out = build.directory(tree, backend, "tests", options.cmake_flag)
     build.configure(tree, out, backend, ("-DLLAMA_BUILD_TESTS=ON", *options.cmake_flag))
     targets = tuple(dict.fromkeys(test.program for test in tests))
     build.compile_targets(out, targets, options.jobs, "build tests")

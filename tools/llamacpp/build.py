@@ -1,5 +1,6 @@
 """Configure and build a llama.cpp tree for what the machine has."""
 
+import hashlib
 import os
 import platform
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def choose_backend(name: str) -> Backend:
             return backend
     names = ", ".join(b.name for b in BACKENDS)
     raise SetupError(f"unknown backend {name!r}; expected auto or one of {names}")
+
+
+def directory(tree: Path, backend: Backend, name: str, flags: Sequence[str]) -> Path:
+    """The build folder for `name`; one of its own for flags, which CMake would remember."""
+    digest = hashlib.sha256("\0".join(flags).encode()).hexdigest()[:8] if flags else ""
+    # llama.cpp's .gitignore covers names like this.
+    return tree / "-".join(filter(None, ("build-mtp", backend.name, name, digest)))
 
 
 def configure(tree: Path, build: Path, backend: Backend, extra: tuple[str, ...]) -> None:
