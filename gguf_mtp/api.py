@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gguf_mtp.base import base_from_gguf
+from gguf_mtp.base import ENCODERS_LEFT_OUT, base_from_gguf
 from gguf_mtp.drafters.dialects import BY_NAME, UPSTREAM, WRITABLE
 from gguf_mtp.drafters.sources import Heads, read_heads
 from gguf_mtp.drafters.translate import in_dialect
@@ -282,10 +282,20 @@ def plan_attach(
         base, heads, quiet=quiet, heads_type=heads_type, layout=TAIL, replace_heads=replace_heads
     )
     if whole.copied is None:
-        raise UnsupportedError(
-            f"{base}: its heads are inline, or it is in parts; convert --replace-heads writes anew"
-        )
+        raise UnsupportedError(f"{base}: {_why_not_attach(base, whole)}")
     return appended(whole)
+
+
+def _why_not_attach(base: Path, whole: FilePlan) -> str:
+    if any(note.code == ENCODERS_LEFT_OUT for note in whole.notes):
+        return (
+            "holds the vision and audio encoders, and llama.cpp does not load such a file; convert "
+            "writes a new one without them (the encoders' own file is for --mmproj)"
+        )
+    return (
+        "its heads are inline, or it is in parts: nothing can be appended; "
+        "convert --replace-heads writes a new file"
+    )
 
 
 def attach(

@@ -143,10 +143,15 @@ def array(name: str, kind: ValueType, values: Iterable[int | float | bool]) -> K
 
 
 def byte_array(name: str, values: bytes) -> KeyValue:
-    head = _ARRAY_HEAD.pack(ValueType.UINT8, len(values))
-    return KeyValue(name, ValueType.ARRAY, head + values)
+    return array_with_payload(name, ValueType.UINT8, values)
 
 
-def byte_array_payload(key: KeyValue) -> bytes:
-    """The bytes of an array of uint8 (see `byte_array`)."""
+def array_with_payload(name: str, kind: ValueType, payload: bytes) -> KeyValue:
+    """An array of scalars from its items' encoding."""
+    head = _ARRAY_HEAD.pack(kind, len(payload) // SCALAR_BYTES[kind])
+    return KeyValue(name, ValueType.ARRAY, head + payload)
+
+
+def array_payload(key: KeyValue) -> bytes:
+    """The encoding of an array's items: of an array of bytes the bytes themselves."""
     return key.raw[_ARRAY_HEAD.size :]

@@ -12,12 +12,12 @@ from gguf_mtp.drafters.translate import in_dialect
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.shape import read_shape
 from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
-from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, string, u32
+from gguf_mtp.keyvalue import KeyValue, boolean, string, u32
+from gguf_mtp.merge.tokenizer import lend, restore, take_record
 from gguf_mtp.model import Half, Tensor, half_from_gguf
 from gguf_mtp.namespace import (
     LAYOUT_KEY,
     PREFIX,
-    TOKENIZER,
     VERSION,
     VERSION_KEY,
 )
@@ -29,12 +29,7 @@ from gguf_mtp.readers.gguf import MAX_NAME_BYTES, GgufFile, stated_alignment
 INLINE = "inline"
 EMBEDDING = "token_embd.weight"
 ROWS_SORTED_KEY = "mtp.gemma4-assistant.masked_embd.rows_sorted"
-SHARED_KEY = "mtp.tokenizer.shared"
-# For each of the base's tokenizer keys, in its order: its position among the drafter's keys, or
-# ABSENT where the drafter has no such key or one of its own.
-POSITIONS_KEY = "mtp.tokenizer.positions"
-ABSENT = 0xFFFFFFFF
-OWN_KEYS = (VERSION_KEY, LAYOUT_KEY, ROWS_SORTED_KEY, SHARED_KEY, POSITIONS_KEY)
+OWN_KEYS = (VERSION_KEY, LAYOUT_KEY, ROWS_SORTED_KEY)
 
 
 @dataclass(frozen=True)
@@ -54,16 +49,16 @@ def join(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     """
     provenance, notes = check_and_describe(base, found, hash_base=hash_base)
     drafter, heads = found.drafter, found.drafter.half
-    own = [key for key in heads.keys if not _borrowed(key, base)]
+    lent = lend(base.keys, heads.keys, heads.origin)
     keys = [
         *base.keys,
         u32(VERSION_KEY, VERSION),
         string(LAYOUT_KEY, INLINE),
-        *(key.renamed(PREFIX + key.name) for key in own),
+        *(key.renamed(PREFIX + key.name) for key in lent.own),
     ]
     if _sorts_rows(drafter):
         keys.append(boolean(ROWS_SORTED_KEY, True))
-    keys += _sharing(base, heads)
+    keys += lent.record
     tensors = [_into_namespace(tensor, drafter, heads.origin) for tensor in heads.tensors]
     return Merged((*keys, *provenance), (*base.tensors, *tensors), notes)
 
@@ -75,25 +70,17 @@ def check_and_describe(
     what to tell the user."""
     base_shape = read_shape(base, BASE_ARCH)
     heads = found.drafter.half
-    check_target(found.carried, base, base_shape, heads.origin)
+    check_target(found.carried, base, base_shape, heads)
     check_pair(base, base_shape, found.drafter)
     ordered = found.drafter.ordered is not None
-    notes = (*found.notes, *pair_notes(base, heads, found.carried, ordered=ordered))
+    notes = (
+        *base.notes,
+        *heads.notes,
+        *found.notes,
+        *pair_notes(base, heads, found.carried, ordered=ordered),
+    )
     fresh = describe(base, base_shape, heads, found.facts, hash_base=hash_base)
     return found.carried or fresh, notes
-
-
-def _borrowed(key: KeyValue, base: Half) -> bool:
-    """Whether a drafter's tokenizer key is left out, as the base has the same."""
-    other = base.by_name.get(key.name) if key.name.startswith(TOKENIZER) else None
-    return other is not None and (other.type, other.raw) == (key.type, key.raw)
-
-
-def _sharing(base: Half, heads: Half) -> list[KeyValue]:
-    positions = {key.name: index for index, key in enumerate(heads.keys) if _borrowed(key, base)}
-    names = [key.name for key in base.keys if key.name.startswith(TOKENIZER)]
-    order = [positions.get(name, ABSENT) for name in names]
-    return [boolean(SHARED_KEY, True), array(POSITIONS_KEY, ValueType.UINT32, order)]
 
 
 def _into_namespace(tensor: Tensor, drafter: Drafter, origin: str) -> Tensor:
@@ -146,20 +133,21 @@ def _plain(file: GgufFile, name: str) -> object:
 
 
 def _drafter_of(file: GgufFile, whole: Half, base: Half) -> tuple[Drafter, tuple[KeyValue, ...]]:
-    keys, provenance = [], []
-    for key in whole.keys:
+    rest, record = take_record(key for key in whole.keys if key.name.startswith(PREFIX))
+    own, provenance = [], []
+    for key in rest:
         if key.name.startswith((SOURCE, TARGET)):
             provenance.append(key)
-        elif key.name.startswith(PREFIX) and key.name not in OWN_KEYS:
-            keys.append(key.renamed(key.name.removeprefix(PREFIX)))
-    keys = _restore_shared(file, keys, base)
+        elif key.name not in OWN_KEYS:
+            own.append(key.renamed(key.name.removeprefix(PREFIX)))
+    keys = restore(own, record, base.keys, str(file.path))
     stated_alignment(keys, f"{file.path}: heads")
     tensors = tuple(
         replace(item, name=item.name.removeprefix(PREFIX))
         for item in whole.tensors
         if item.name.startswith(PREFIX)
     )
-    drafter = drafter_from_half(replace(whole, keys=tuple(keys), tensors=tensors))
+    drafter = drafter_from_half(replace(whole, keys=keys, tensors=tensors))
     is_sorted = _plain(file, ROWS_SORTED_KEY)
     if is_sorted not in (None, drafter.ordered is not None):
         raise FormatError(f"{file.path}: {ROWS_SORTED_KEY} is {is_sorted!a} without ordered head")
@@ -170,24 +158,3 @@ def _drafter_of(file: GgufFile, whole: Half, base: Half) -> tuple[Drafter, tuple
         for item in drafter.half.tensors
     )
     return replace(drafter, half=replace(drafter.half, tensors=canonical)), tuple(provenance)
-
-
-def _restore_shared(file: GgufFile, keys: list[KeyValue], base: Half) -> list[KeyValue]:
-    """Put the borrowed tokenizer keys back to their places among the drafter's keys."""
-    positions = file.by_name.get(POSITIONS_KEY)
-    shared = [key for key in base.keys if key.name.startswith(TOKENIZER)]
-    if positions is None or positions.item_type is not ValueType.UINT32:
-        raise FormatError(f"{file.path}: {POSITIONS_KEY} is missing or no array of UINT32")
-    if positions.count != len(shared):
-        raise FormatError(
-            f"{file.path}: {POSITIONS_KEY} has {positions.count} entries, "
-            f"expected {len(shared)}, the base's tokenizer keys"
-        )
-    places = {at: key for at, key in zip(positions.value, shared, strict=True) if at != ABSENT}
-    total = len(keys) + len(places)
-    if len(places) != sum(at != ABSENT for at in positions.value) or max(places, default=0) >= max(
-        total, 1
-    ):
-        raise FormatError(f"{file.path}: {POSITIONS_KEY} holds positions twice or past {total}")
-    rest = iter(keys)
-    return [places[at] if at in places else next(rest) for at in range(total)]

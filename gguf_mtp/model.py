@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gguf_mtp.ggml import GgmlType, type_by_name
 from gguf_mtp.keyvalue import KeyValue
+from gguf_mtp.notes import Note
 from gguf_mtp.readers.gguf import GgufFile
 from gguf_mtp.readers.source import SourceFile, TensorRef
 
@@ -44,7 +45,7 @@ class Tensor:
 @dataclass(frozen=True)
 class Half:
     """One model, base or drafter: a GGUF's keys and tensors. `origin` names it in messages;
-    `weights` are the files the tensors come from, `kind` their format."""
+    `weights` are the files the tensors come from, `kind` their format. `notes` are for the user."""
 
     origin: str
     kind: str
@@ -52,6 +53,7 @@ class Half:
     tensors: tuple[Tensor, ...]
     weights: tuple[Path, ...]
     license: str | None = None
+    notes: tuple[Note, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, KeyValue]:

@@ -18,18 +18,11 @@ from gguf_mtp.gemma4.config import FULL, SLIDING
 from gguf_mtp.gemma4.keys import ROPE_FREQS
 from gguf_mtp.gemma4.shape import ModelShape
 from gguf_mtp.keyvalue import KeyValue
+from gguf_mtp.merge.tokenizer import VOCABULARY_KEYS, differences, same_value
 from gguf_mtp.model import Half, read_tensor
 from gguf_mtp.notes import Note
 
 STANDSTILL = struct.pack("<f", 1e30)
-# Keys on which the two tokenizers must agree where both have them. Others (a chat template, say)
-# may differ without changing what a token id means.
-VOCABULARY_KEYS = tuple(
-    f"tokenizer.ggml.{name}"
-    for name in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id")
-)
-
-
 # Where a model says what it was made from.
 NAME_KEYS = ("general.name", "general.basename", "general.finetune", "mtp.source.name")
 QUANTIZATION_AWARE = re.compile(r"(?<![a-z])qat(?![a-z])")
@@ -50,6 +43,7 @@ def pair_notes(
             _quantization_aware(base, heads, provenance),
             _litert(heads, provenance),
             _mixture(base),
+            _tokenizer(base, heads),
             _ordered(heads, ordered),
         )
         if note is not None
@@ -96,6 +90,17 @@ def _mixture(base: Half) -> Note | None:
     )
 
 
+def _tokenizer(base: Half, heads: Half) -> Note | None:
+    found = differences(base.keys, heads.keys)
+    if not found:
+        return None
+    return Note(
+        "tokenizer-differs",
+        f"the tokens are the same, but the tokenizers differ in {', '.join(found)}; "
+        f"the merged file uses the base's values",
+    )
+
+
 def _ordered(heads: Half, ordered: bool) -> Note | None:
     flag = heads.value("gemma4-assistant.use_ordered_embeddings")
     if ordered and flag is False:
@@ -118,7 +123,7 @@ def check_pair(base: Half, base_shape: ModelShape, drafter: Drafter) -> None:
     UnsupportedError for what llama.cpp cannot run, FormatError for a drafter that is not whole.
     """
     if drafter.shape is None:
-        _check_tokenizers(base, drafter.half, drafter.family.agreed)
+        _check_tokenizers(base, drafter.half)
         check_fit(base, base_shape, drafter.half, drafter.family)
     else:
         _check_heads(base, base_shape, drafter.half, drafter.shape)
@@ -174,10 +179,10 @@ def _turning(half: Half) -> str:
     return f"{tensor.shape[0] - still} of {tensor.shape[0]} turning ({zlib.crc32(encoded):08x})"
 
 
-def _check_tokenizers(base: Half, heads: Half, further: tuple[str, ...] = ()) -> None:
-    for name in (*VOCABULARY_KEYS, *further):
+def _check_tokenizers(base: Half, heads: Half) -> None:
+    for name in VOCABULARY_KEYS:
         ours, theirs = base.by_name.get(name), heads.by_name.get(name)
-        if ours is None or theirs is None or (ours.type, ours.raw) == (theirs.type, theirs.raw):
+        if ours is None or theirs is None or same_value(ours, theirs):
             continue
         raise PairingError(
             f"tokenizer differs: {name}: expected {_difference(ours, theirs)} "

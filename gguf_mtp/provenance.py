@@ -13,6 +13,7 @@ from gguf_mtp.errors import PairingError
 from gguf_mtp.gemma4.shape import ModelShape
 from gguf_mtp.hub.origin import hub_origin, model_name
 from gguf_mtp.keyvalue import KeyValue, string, strings, u32
+from gguf_mtp.merge.tokenizer import TOKENS, VOCABULARY_KEYS
 from gguf_mtp.model import Half
 from gguf_mtp.notes import Note
 from gguf_mtp.readers.source import name_as_text
@@ -69,7 +70,7 @@ def describe(
         string(f"{TARGET}architecture", str(base.value("general.architecture"))),
         u32(TARGET_SIZE, base_shape.hidden_size),
         u32(TARGET_VOCAB, base_shape.vocab_size),
-        string(TARGET_TOKENIZER, tokenizer_digest(base.keys)),
+        string(TARGET_TOKENIZER, tokenizer_digest(base)),
         strings(TARGET_FILES, list(map(name_as_text, base.weights))),
     )
     if hash_base:
@@ -96,27 +97,29 @@ def split_notes(heads: Half) -> tuple[Note, ...]:
     )
 
 
-def tokenizer_digest(keys: Iterable[KeyValue]) -> str:
-    """SHA-256 over the encoded ``tokenizer.ggml.*`` keys, in order of name."""
+def tokenizer_digest(half: Half) -> str:
+    """SHA-256 over the encoded tokenizer keys that a drafter's must agree with."""
     digest = hashlib.sha256()
-    for key in sorted(keys, key=lambda key: key.name):
-        if key.name.startswith("tokenizer.ggml."):
-            digest.update(key.encode())
+    for name in VOCABULARY_KEYS:
+        if name in half.by_name:
+            digest.update(half.by_name[name].encode())
     return digest.hexdigest()
 
 
 def check_target(
-    carried: Iterable[KeyValue], base: Half, base_shape: ModelShape, heads_origin: str
+    carried: Iterable[KeyValue], base: Half, base_shape: ModelShape, heads: Half
 ) -> None:
-    """Raise PairingError when carried `mtp.target.*` keys speak of another kind of base."""
-    actual = {
+    """Raise PairingError when the `mtp.target.*` keys that `heads` carry are of another base."""
+    actual: dict[str, object] = {
         TARGET_SIZE: base_shape.hidden_size,
         TARGET_VOCAB: base_shape.vocab_size,
-        TARGET_TOKENIZER: tokenizer_digest(base.keys),
     }
+    if TOKENS not in heads.by_name:
+        # Only the digest tells; tokens themselves are compared, and the difference named.
+        actual[TARGET_TOKENIZER] = tokenizer_digest(base)
     for key in carried:
         if key.name in actual and key.value != actual[key.name]:
             raise PairingError(
-                f"{heads_origin}: {key.name}: expected {key.value!a} in the base, "
+                f"{heads.origin}: {key.name}: expected {key.value!a} in the base, "
                 f"found {actual[key.name]!a} in {base.origin}"
             )

@@ -1,7 +1,7 @@
 """The tail layout: a base's own bytes, then a complete drafter GGUF that any llama.cpp can load.
 
-The drafter is the one that `split` writes, with two keys that mark it. Source: this project's
-format document, layout "tail", format version 1.
+The drafter is the one that `split` writes, with the base's tokenizer where its own differs, and
+with two keys that mark it. Source: this project's format document, layout "tail", version 1.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.gemma4.shape import read_shape
 from gguf_mtp.gemma4.target import ARCH as BASE_ARCH
 from gguf_mtp.keyvalue import string, u32
+from gguf_mtp.merge.tokenizer import with_base_tokenizer, without_base_tokenizer
 from gguf_mtp.merged import Merged, check_and_describe
 from gguf_mtp.model import Half
 from gguf_mtp.namespace import LAYOUT_KEY, VERSION, VERSION_KEY
@@ -44,8 +45,9 @@ def tail_heads(base: Half, found: Heads, *, hash_base: bool = False) -> Merged:
     """
     provenance, notes = check_and_describe(base, found, hash_base=hash_base)
     half = in_dialect(found.drafter, UPSTREAM)
+    keys = with_base_tokenizer(base.keys, half.keys, half.origin)
     marks = (u32(VERSION_KEY, VERSION), string(LAYOUT_KEY, TAIL))
-    return Merged((*half.keys, *provenance, *marks), half.tensors, notes)
+    return Merged((*keys, *provenance, *marks), half.tensors, notes)
 
 
 def read_tail(path: Path) -> TailFile | None:
@@ -72,7 +74,8 @@ def read_tail(path: Path) -> TailFile | None:
 def heads_in_tail(tail: TailFile, base: Half) -> Heads:
     """The heads as they were before they were attached, checked against digest and `base`."""
     _check_digest(tail)
-    found = heads_from_gguf(tail.heads, base)
+    keys = without_base_tokenizer(tail.heads.keys, base.keys, str(tail.heads.path))
+    found = heads_from_gguf(replace(tail.heads, keys=keys), base)
     check_pair(base, read_shape(base, BASE_ARCH), found.drafter)
     return found
 

@@ -16,7 +16,7 @@ from gguf_mtp.api import attach, convert, detach, plan_convert, split
 from gguf_mtp.cli.main import main
 from gguf_mtp.drafters.families import FAMILIES, find_family
 from gguf_mtp.errors import FormatError, GgufMtpError, PairingError, UnsupportedError
-from gguf_mtp.keyvalue import ValueType, array, boolean, string, strings, u32
+from gguf_mtp.keyvalue import ValueType, array, string, strings, u32
 from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.readers.gguf import read_gguf
 
@@ -185,8 +185,8 @@ REFUSED: list[tuple[str, str, Callable[[Drafter], Drafter], type[GgufMtpError], 
     ("plain-tokens", "gemma3", swapped_tokens, PairingError, "tokenizer.ggml.tokens: expected"),
     ("plain-vocabulary", "llama", having(random("token_embd.weight", (480, 32))), FormatError,
      "expected [512, 32]"),
-    ("plain-bos", "llama", having(boolean("tokenizer.ggml.add_bos_token", False)), PairingError,
-     "tokenizer.ggml.add_bos_token"),
+    ("plain-bos", "llama", having(u32("tokenizer.ggml.bos_token_id", 9)), PairingError,
+     "tokenizer.ggml.bos_token_id: expected 2"),
     ("plain-large", "llama", having(random("ballast.weight", (1024, 1024))), PairingError,
      "draft model: expected fewer parameters than"),
     ("unknown", "llama", having(string("general.architecture", "bert")), UnsupportedError,

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
+from edited_gguf import edited, without_keys
 from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import PairingError, UnsupportedError
@@ -161,8 +162,17 @@ def test_carried_target_is_checked(tmp_path: Path, tiny_merged: Path) -> None:
     split(tiny_merged, None, tmp_path / "h.gguf")
     base = tiny.write_target(tmp_path / "target")
     edit_tokenizer(base, lambda value: value["model"]["merges"].reverse())
-    with pytest.raises(PairingError, match=r"mtp\.target\.tokenizer_sha256: expected"):
-        plan_convert(base, tmp_path / "h.gguf")
+    refused(base, tmp_path / "h.gguf", "tokenizer.ggml.merges: expected")
+
+
+def test_the_digest_stands_in_for_a_tokenizer(tmp_path: Path, tiny_merged: Path) -> None:
+    """Heads that `split` wrote, without tokens: the digest of their target's is all there is."""
+    split(tiny_merged, tmp_path / "b.gguf", tmp_path / "h.gguf")
+    heads = edited(tmp_path / "h.gguf", tmp_path / "bare.gguf", keys=without_keys("tokenizer."))
+    assert plan_convert(tmp_path / "b.gguf", heads).slots
+    base = tiny.write_target(tmp_path / "target")
+    edit_tokenizer(base, lambda value: value["model"]["merges"].reverse())
+    refused(base, heads, "mtp.target.tokenizer_sha256: expected")
 
 
 def test_layers_that_llama_cpp_cannot_share(tmp_path: Path, tiny_drafter: Path) -> None:

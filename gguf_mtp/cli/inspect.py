@@ -27,7 +27,8 @@ from gguf_mtp.drafters.families import MTP, find_family
 from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
 from gguf_mtp.errors import FormatError
 from gguf_mtp.keyvalue import KeyValue, ValueType
-from gguf_mtp.merged import ROWS_SORTED_KEY, SHARED_KEY
+from gguf_mtp.merge.tokenizer import SHARED_KEY
+from gguf_mtp.merged import ROWS_SORTED_KEY
 from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION, VERSION_KEY, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf

@@ -12,8 +12,8 @@ from gguf_mtp.keyvalue import (
     KeyValue,
     ValueType,
     array,
+    array_payload,
     byte_array,
-    byte_array_payload,
     u32,
 )
 from gguf_mtp.model import Half, Tensor, read_tensor
@@ -56,5 +56,5 @@ def restore_carried(half: Half) -> list[Tensor]:
             )
         if name in half.tensor_by_name or name not in ordered_head.NAMES:
             raise FormatError(f"{half.origin}: {data.name} is twice in the file or unknown")
-        tensors.append(Tensor(name, number, dims, byte_array_payload(data), verbatim=True))
+        tensors.append(Tensor(name, number, dims, array_payload(data), verbatim=True))
     return tensors

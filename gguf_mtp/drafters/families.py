@@ -31,8 +31,7 @@ class Family:
     must be, `target_width` states the target's hidden size, `positive` must be there and above 0,
     `refused` must be absent or 0. The shapes are of tensors, ``*`` standing for each block. What
     `borrows` takes embeddings and output from the target where it has none; `masked` drafts from
-    mask tokens. `agreed` are further keys on which drafter and target agree where both have them.
-    A drafter that runs `alone` is a model of its own.
+    mask tokens. A drafter that runs `alone` is a model of its own.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Family:
     optional: Mapping[str, Shape] = field(default_factory=dict)
     borrows: bool = False
     masked: bool = False
-    agreed: tuple[str, ...] = ()
     alone: bool = False
 
 
@@ -142,7 +140,6 @@ FAMILIES = (
         refused=("nextn_predict_layers",),
         tensors={"token_embd.weight": ("vocabulary", "width"), "output_norm.weight": ("width",)},
         optional={"output.weight": ("vocabulary", "width")},
-        agreed=("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"),
         alone=True,
     ),
 )

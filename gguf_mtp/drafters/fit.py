@@ -13,8 +13,10 @@ from gguf_mtp.drafters.families import Family, Shape
 from gguf_mtp.drafters.ordered_head import check_tokens
 from gguf_mtp.errors import FormatError, PairingError, UnsupportedError, brief
 from gguf_mtp.gemma4.config import MAX_LAYERS
-from gguf_mtp.gemma4.shape import INTEGERS, Keys, ModelShape
+from gguf_mtp.gemma4.shape import INTEGERS, Keys, ModelShape, read_shape
+from gguf_mtp.gemma4.target import ARCH as GEMMA4
 from gguf_mtp.gemma4.target import require_tensors
+from gguf_mtp.gemma4.whole import check_whole
 from gguf_mtp.keyvalue import KeyValue
 from gguf_mtp.model import Half, read_tensor
 
@@ -22,12 +24,16 @@ TAPS = "target_layers"
 MASK = "tokenizer.ggml.mask_token_id"
 TOKENS = "tokenizer.ggml.tokens"
 D2T = "d2t"
+# Names that only MTP heads have.
+HEADS_MARKS = ("assistant.", "nextn.", "mtp")
 
 
 def check_fit(base: Half, base_shape: ModelShape, heads: Half, family: Family) -> None:
     """Raise FormatError where `heads` is not a whole drafter of `family`, UnsupportedError where
     llama.cpp could not run it on Gemma 4, PairingError where it is for another base."""
     arch = str(heads.value("general.architecture"))
+    if family.alone:
+        _check_no_heads(heads, arch)
     keys = Keys(heads, arch)
     blocks = keys.size("block_count", family.blocks or MAX_LAYERS, family.blocks or 1)
     for name in family.positive:
@@ -46,6 +52,19 @@ def check_fit(base: Half, base_shape: ModelShape, heads: Half, family: Family) -
         _check_borrowed(base, base_shape, heads, keys.size("embedding_length"))
     if family.alone:
         _check_smaller(base, heads)
+        if arch == GEMMA4:
+            check_whole(heads, read_shape(heads, arch), arch)
+
+
+def _check_no_heads(heads: Half, arch: str) -> None:
+    """Some forks give MTP heads the architecture of a model of its own."""
+    for name in (*heads.tensor_by_name, *heads.by_name):
+        if name.removeprefix(f"{arch}.").startswith(HEADS_MARKS):
+            raise UnsupportedError(
+                f"{heads.origin}: general.architecture is {arch!a}, a draft model, but {name} "
+                f"belongs to MTP heads; files of this fork are not read: use heads that "
+                f"llama.cpp's converter made ('gemma4-assistant')"
+            )
 
 
 def _agree(base: Half, heads: Half, what: str, expected: Any, found: Any) -> None:

@@ -20,13 +20,14 @@ namespace {
 
 const char * const MTP_PREFIX      = "mtp.";
 const char * const MTP_KEY_VERSION = "mtp.format.version";
-const char * const MTP_KEY_SHARED  = "mtp.tokenizer.shared";
+const char * const MTP_KEY_MASK    = "mtp.tokenizer.ggml.mask_token_id";
 
 const uint32_t MTP_FORMAT_VERSION = 1;
 
-// under "mtp." but about the merged file, or (the alignment) about a file that the drafter is not in
+// under "mtp." but not used with the drafter: about the merged file, the drafter's own tokenizer (the base's serves
+// for both), or the alignment of a file that the drafter is not in
 const char * const MTP_FILE_KEYS[] = {
-    "mtp.format.", "mtp.source.", "mtp.target.", MTP_KEY_SHARED, "mtp.tokenizer.positions", "mtp.general.alignment",
+    "mtp.format.", "mtp.source.", "mtp.target.", "mtp.tokenizer.", "mtp.general.alignment",
 };
 
 bool mtp_has_prefix(const std::string & s, const char * prefix) {
@@ -213,11 +214,6 @@ void mtp_use_drafter(llama_model_loader & ml) {
     ml.use_mmap = false;
 }
 
-bool mtp_tokenizer_is_shared(const gguf_context * meta) {
-    const int64_t id = gguf_find_key(meta, MTP_KEY_SHARED);
-    return id >= 0 && gguf_get_kv_type(meta, id) == GGUF_TYPE_BOOL && gguf_get_val_bool(meta, id);
-}
-
 void mtp_copy_key(gguf_context * dst, const char * name, const gguf_context * src, int64_t id) {
     switch (gguf_get_kv_type(src, id)) {
         case GGUF_TYPE_UINT8:   gguf_set_val_u8  (dst, name, gguf_get_val_u8  (src, id)); break;
@@ -249,21 +245,26 @@ void mtp_copy_key(gguf_context * dst, const char * name, const gguf_context * sr
     }
 }
 
-// the drafter's metadata as a file of its own would carry it; the tokenizer comes from the base where it is shared
+// the drafter's metadata as a file of its own would carry it, with the base's tokenizer
 gguf_context_ptr mtp_drafter_metadata(const gguf_context * meta) {
     gguf_context_ptr res { gguf_init_empty() };
 
-    const bool shared = mtp_tokenizer_is_shared(meta);
     for (int64_t id = 0; id < gguf_get_n_kv(meta); ++id) {
         const char * key = gguf_get_key(meta, id);
-        if (mtp_is_drafter_key(key)) {
+        if (mtp_has_prefix(key, "tokenizer.")) {
+            mtp_copy_key(res.get(), key, meta, id);
+        } else if (mtp_is_drafter_key(key)) {
             if (key[std::strlen(MTP_PREFIX)] == 0) {
                 throw std::runtime_error(format("key '%s' of the MTP heads has no name", key));
             }
             mtp_copy_key(res.get(), key + std::strlen(MTP_PREFIX), meta, id);
-        } else if (shared && mtp_has_prefix(key, "tokenizer.")) {
-            mtp_copy_key(res.get(), key, meta, id);
         }
+    }
+
+    // a drafter that fills in masked tokens was trained with its own mask token
+    const int64_t id_mask = gguf_find_key(meta, MTP_KEY_MASK);
+    if (id_mask >= 0) {
+        mtp_copy_key(res.get(), MTP_KEY_MASK + std::strlen(MTP_PREFIX), meta, id_mask);
     }
     return res;
 }

@@ -1,0 +1,1 @@
+"""What merging does to the keys of a pair."""
