@@ -57,7 +57,7 @@ def refused(hub: Hub, tmp_path: Path, heads: Path, body: bytes) -> str:
 )
 def test_no_list_of_files(hub: Hub, tmp_path: Path, tiny_drafter: Path, body: bytes) -> None:
     line = refused(hub, tmp_path, tiny_drafter, body)
-    assert "answers with what is no list of files" in line
+    assert ", not a file list (" in line
 
 
 LFS = {"size": 1, "sha256": "a" * 64, "pointerSize": 1}
@@ -67,15 +67,15 @@ SOUND: dict[str, Any] = {"rfilename": "x.gguf", "size": 1, "blobId": "b" * 40, "
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rfilename": 7}, "lists 7, which is no path in a repository"),
+        ({"rfilename": 7}, "lists 7, which is not a path in a repository"),
         ({"rfilename": None}, "lists None, which"),
         ({"rfilename": ""}, "lists '', which"),
         ({"rfilename": "../x.gguf"}, "lists '../x.gguf', which"),
         ({"rfilename": "a/../../x.gguf"}, "lists 'a/../../x.gguf', which"),
         ({"rfilename": "/etc/x.gguf"}, "lists '/etc/x.gguf', which"),
-        ({"rfilename": "a\\..\\x.gguf"}, "which is no path"),
-        ({"rfilename": "x\0.gguf"}, "which is no path"),
-        ({"rfilename": "x" * 100_000 + "//"}, "which is no path"),
+        ({"rfilename": "a\\..\\x.gguf"}, "which is not a path"),
+        ({"rfilename": "x\0.gguf"}, "which is not a path"),
+        ({"rfilename": "x" * 100_000 + "//"}, "which is not a path"),
         ({"size": "many"}, "'x.gguf': size is 'many', expected a number of bytes"),
         ({"size": -1}, "size is -1"),
         ({"size": True}, "size is True"),

@@ -1,6 +1,7 @@
-"""Models that lie on the Hugging Face hub: how they are named, which files are needed, fetching."""
+"""Models on the Hugging Face hub, or in a folder: how they are named, which files are needed,
+fetching."""
 
+from gguf_mtp.hub.choose import BASE, CHECKPOINT, HEADS, PACKAGE
 from gguf_mtp.hub.fetch import local_path
-from gguf_mtp.hub.select import BASE, CHECKPOINT, HEADS, PACKAGE
 
 __all__ = ["BASE", "CHECKPOINT", "HEADS", "PACKAGE", "local_path"]

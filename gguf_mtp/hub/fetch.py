@@ -16,6 +16,7 @@ from typing import Any
 
 from gguf_mtp.errors import FetchError, UnsupportedError
 from gguf_mtp.hub import select
+from gguf_mtp.hub.folder import Found, in_folder
 from gguf_mtp.hub.listing import COMMIT, Listing, listing
 from gguf_mtp.hub.reference import SCHEME, Reference, parse
 from gguf_mtp.hub.transfer import transfer
@@ -29,16 +30,25 @@ LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 def local_path(source: str | Path, role: str, *, quiet: bool = True) -> Path:
     """Where `source` is on this machine, fetched from the hub if that is what it names.
 
-    What exists as a path is that path. `role` is one of `select.SUFFIXES`: which of a
-    repository's files will do. Raises FetchError, and UnsupportedError without huggingface_hub.
+    What exists as a path is that path, or the file in that folder. `role` is one of `choose.ROLES`:
+    which of a repository's or folder's files will do. Unless `quiet`, the file that was chosen is
+    said on stderr. Raises FetchError, and UnsupportedError for a folder without such a file, or
+    without huggingface_hub.
     """
     if isinstance(source, Path) or (not source.startswith(SCHEME) and os.path.lexists(source)):
-        return Path(source)
-    reference = parse(source)
-    return Path(source) if reference is None else fetch(reference, role, source, quiet=quiet)
+        found = in_folder(Path(source), role)
+    else:
+        reference = parse(source)
+        if reference is None:
+            return Path(source)
+        found = fetch(reference, role, source, quiet=quiet)
+    if not quiet and found.chosen:
+        line = f"note: {source}: using {found.chosen}"
+        print(line if line.isprintable() else ascii(line), file=sys.stderr)
+    return found.path
 
 
-def fetch(reference: Reference, role: str, source: str, *, quiet: bool) -> Path:
+def fetch(reference: Reference, role: str, source: str, *, quiet: bool) -> Found:
     """The directory of a checkpoint, or the file, that `reference` names, with all of its files
     present. `source` is what the user wrote. Raises as `local_path`."""
     repository = _Repository(_client(source), reference, source, quiet=quiet)
@@ -50,19 +60,22 @@ def fetch(reference: Reference, role: str, source: str, *, quiet: bool) -> Path:
         raise
 
 
-def _fetch(repository: _Repository, role: str) -> Path:
+def _fetch(repository: _Repository, role: str) -> Found:
     reference, names = repository.reference, list(repository.files)
     if reference.file is not None:
         wanted = select.one_file(reference, names)
-    elif not select.is_checkpoint(names, role):
+        chosen = ""
+    elif not select.is_checkpoint(reference, names, role):
         wanted = select.only_model(reference, names, role)
+        chosen = wanted[0]
     else:
         paths = repository.get(select.checkpoint_files(names))
         index = paths.get(INDEX)
         weight_map = None if index is None else read_object(index).get("weight_map", {})
         repository.get(select.weights(reference, names, weight_map))
-        return paths[select.CONFIG].parent
-    return repository.get(wanted)[wanted[0]]
+        return Found(paths[select.CONFIG].parent)
+    with_them = select.companions(names, wanted[0])
+    return Found(repository.get([*wanted, *with_them])[wanted[0]], chosen)
 
 
 def _client(source: str) -> Any:
@@ -83,7 +96,7 @@ class _Repository:
         self.errors = importlib.import_module("huggingface_hub.errors")
         self.reference = reference
         self.source = source
-        # By name: huggingface_hub has its modules as attributes only once something imported them.
+        # By name: huggingface_hub has its modules as attributes only after something imported them.
         constants = importlib.import_module("huggingface_hub.constants")
         self.endpoint = os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)
         self.cache = Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
@@ -103,8 +116,8 @@ class _Repository:
             raise self._explained(error) from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise FetchError(
-                f"{self.source}: {self.endpoint} answers with what is no list of files "
-                f"({type(error).__name__}: {_line(error)})"
+                f"{self.source}: unexpected response from {self.endpoint}, not a file "
+                f"list ({type(error).__name__}: {_line(error)})"
             ) from None
         except Exception as error:  # offline, or one of the client's transport errors
             cached = self._cached()
@@ -155,7 +168,7 @@ class _Repository:
             self.reference.repo, name, revision=self._listing.commit, endpoint=self.endpoint
         )
         try:
-            # Without symbolic links (Windows) files lie in the snapshot, and not under their hash.
+            # Without symbolic links (Windows) files are in the snapshot, and not under their hash.
             if not (self.folder / "snapshots" / self._listing.commit / name).exists():
                 transfer(url, self.folder, self.files[name], name)
             return Path(
@@ -171,8 +184,8 @@ class _Repository:
             raise self._explained(error) from None
         except Exception as error:  # the client's transport errors have no common class
             raise FetchError(
-                f"{self.reference.repo}/{name}: fetching it failed ({_line(error)}); what has "
-                f"arrived is kept, run this again to go on"
+                f"{self.reference.repo}/{name}: the download failed ({_line(error)}); the bytes "
+                f"received are kept, run this again to continue"
             ) from None
 
     def _check_space(self, names: list[str]) -> None:

@@ -27,13 +27,13 @@ class Listing:
 
 def listing(info: Any, where: str) -> Listing:
     """The files in an answer of the hub's, as its client has it. Raises FetchError, naming `where`,
-    for names that lead elsewhere and for what is no commit, size or hash."""
+    for names that lead elsewhere and for what is not a commit, size or hash."""
     _require_digest(info.sha, (_SHA1,), f"{where}: commit")
     files = {}
     for file in info.siblings or []:
         name = file.rfilename
         if not isinstance(name, str) or not _stays_within(name):
-            raise FetchError(f"{where} lists {brief(name)}, which is no path in a repository")
+            raise FetchError(f"{where} lists {brief(name)}, which is not a path in a repository")
         files[name] = _expected(file, f"{where}: {brief(name)}")
     return Listing(info.sha, files)
 

@@ -31,6 +31,11 @@ def hub_origin(path: Path) -> HubOrigin | None:
     return None
 
 
+def is_repository_folder(path: Path) -> bool:
+    """Whether `path` is where the hub's cache keeps one repository, with all its snapshots."""
+    return _FOLDER.fullmatch(path.absolute().name) is not None and (path / "snapshots").is_dir()
+
+
 def model_name(path: Path) -> str:
     """The name of a model's file or directory; a snapshot in the cache has its repository's."""
     path = path.absolute()

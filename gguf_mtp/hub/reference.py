@@ -15,8 +15,8 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 # Slashes in a revision are %2F, but for the names that the hub itself gives.
 _REVISION = r"refs/(?:pr|convert)/[^/@]+|[^/@]+"
 _WHOLE = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?(?:/(?P<file>.+))?")
-# What ends like this is a file that is not there, and no repository.
-_FILES = (".gguf", ".safetensors", ".litertlm", ".json", ".npz")
+# What ends like this is a file that does not exist, not a repository.
+_FILES = (".gguf", ".safetensors", ".litertlm", ".tflite", ".json", ".npz")
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,36 @@
-"""Which files of a repository are needed: a checkpoint's, or one GGUF or package.
+"""Which files of a repository are needed: a checkpoint's, or one GGUF or package (see `choose`).
 
 Files are taken by name from a list of what is read here: nothing pickled and no code.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from gguf_mtp.errors import FetchError
+from gguf_mtp.hub.choose import HEADS, PACKAGE, Place, choose, is_named_as_drafter, listed, whole
 from gguf_mtp.hub.reference import Reference
 from gguf_mtp.readers.checkpoint import INDEX
 from gguf_mtp.readers.parts import PART_NAME
 
-BASE, HEADS, PACKAGE, CHECKPOINT = "base", "heads", "package", "checkpoint"
 CONFIG = "config.json"
-# All that a checkpoint's readers look at beside the weights.
+# All that a checkpoint's readers look at apart from the weights.
 CHECKPOINT_FILES = (
     CONFIG,
     INDEX,
     "README.md",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
 )
 TEMPLATES = "additional_chat_templates"
-# What else Gemma 4 repositories hold as GGUF, by how its name begins.
-NOT_A_BASE = ("mmproj", "mtp-", "imatrix", "ggml-lora")
-# By what is wanted: the files that will do, beside a checkpoint or, of a package, in place of one.
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    BASE: (".gguf",),
-    HEADS: (".gguf", ".litertlm", ".safetensors"),
-    PACKAGE: (".litertlm",),
-    CHECKPOINT: (),
-}
-MAX_LISTED = 12
+# Heads as loose weights do not hold their configuration and tokenizer: readers look next to them.
+LOOSE = (".safetensors", ".tflite")
+NEXT_TO_LOOSE = (CONFIG, "tokenizer.json", "tokenizer.model", "*SP_Tokenizer.spiece")
 
 
 def one_file(reference: Reference, names: Sequence[str]) -> list[str]:
@@ -45,24 +40,42 @@ def one_file(reference: Reference, names: Sequence[str]) -> list[str]:
     """
     wanted = str(reference.file)
     if wanted not in names:
-        near = [
-            name for name in names if PurePosixPath(name).suffix == PurePosixPath(wanted).suffix
-        ]
-        raise FetchError(f"{reference}: no such file in the repository{_listed(near)}")
+        raise FetchError(f"{reference}: no such file in the repository{_near(wanted, names)}")
     match = PART_NAME.fullmatch(wanted)
     if match is None:
         return [wanted]
-    parts = [n for n in names if _whole(n) == _whole(wanted) and n != wanted]
+    parts = [name for name in names if whole(name) == whole(wanted) and name != wanted]
     return [wanted, *sorted(parts)]
 
 
-def is_checkpoint(names: Sequence[str], role: str) -> bool:
-    """Whether the repository holds a checkpoint with safetensors, and that is what will do."""
-    return role != PACKAGE and CONFIG in names and any(_is_weights(name) for name in names)
+def companions(names: Sequence[str], chosen: str) -> list[str]:
+    """The files in the folder of the loose weights `chosen` that are read with them."""
+    if not chosen.lower().endswith(LOOSE):
+        return []
+    paths = (PurePosixPath(name) for name in names)
+    neighbours = [path for path in paths if path.parent == PurePosixPath(chosen).parent]
+    return [
+        str(path)
+        for path in neighbours
+        if any(fnmatchcase(path.name, pattern) for pattern in NEXT_TO_LOOSE)
+    ]
+
+
+def is_checkpoint(reference: Reference, names: Sequence[str], role: str) -> bool:
+    """Whether the repository holds a checkpoint with safetensors, and that is what will do.
+
+    For heads a GGUF that is named as a drafter goes first where the repository is not: the
+    checkpoint there is the base.
+    """
+    if role == PACKAGE or CONFIG not in names or not any(_is_weights(name) for name in names):
+        return False
+    if role != HEADS or is_named_as_drafter(_name(reference)):
+        return True
+    return not any(name.lower().endswith(".gguf") and is_named_as_drafter(name) for name in names)
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:
-    """What is read of a checkpoint beside its weights."""
+    """What is read of a checkpoint apart from its weights."""
     return [
         name
         for name in names
@@ -83,7 +96,7 @@ def weights(reference: Reference, names: Sequence[str], weight_map: object) -> l
     named = sorted({str(name) for name in weight_map.values()})
     for name in named:
         if name not in names or not name.endswith(".safetensors") or "/" in name:
-            raise FetchError(f"{reference}: {INDEX} names {name!a}, which the repository has not")
+            raise FetchError(f"{reference}: {INDEX} names {name!a}, which is not in the repository")
     return named
 
 
@@ -92,37 +105,20 @@ def only_model(reference: Reference, names: Sequence[str], role: str) -> list[st
 
     Raises FetchError where there is none, or more than one to choose from.
     """
-    found: dict[str, list[str]] = {}
-    for name in names:
-        if name.lower().endswith(SUFFIXES[role]) and not _is_other(name, role):
-            found.setdefault(_whole(name), []).append(name)
-    if len(found) != 1:
-        wanted = ("checkpoint with safetensors",) if role != PACKAGE else ()
-        if not found:
-            what = " and no ".join((*wanted, *SUFFIXES[role]))
-            raise FetchError(f"{reference}: holds no {what}")
-        raise FetchError(
-            f"{reference}: holds {len(found)} files that could be it; name one, as in "
-            f"{reference}/{next(iter(found.values()))[0]}{_listed(list(found))}"
-        )
-    return sorted(next(iter(found.values())))
+    return choose(Place(str(reference), _name(reference)), names, role)
+
+
+def _name(reference: Reference) -> str:
+    return reference.repo.rpartition("/")[2]
+
+
+def _near(wanted: str, names: Sequence[str]) -> str:
+    """Files of the kind of `wanted`, for a message: drafters first where it is named as one."""
+    near = [name for name in names if PurePosixPath(name).suffix == PurePosixPath(wanted).suffix]
+    kind = is_named_as_drafter(wanted)
+    near.sort(key=lambda name: is_named_as_drafter(name) != kind)
+    return f"; found: {listed(near)}" if near else ""
 
 
 def _is_weights(name: str) -> bool:
     return name.startswith("model") and name.endswith(".safetensors") and "/" not in name
-
-
-def _is_other(name: str, role: str) -> bool:
-    return PurePosixPath(name).name.lower().startswith(NOT_A_BASE if role == BASE else "mmproj")
-
-
-def _whole(name: str) -> str:
-    """The name that all parts of a GGUF share."""
-    match = PART_NAME.fullmatch(name)
-    return name if match is None else f"{match['stem']}.gguf of {match['count']}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f", and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
-    return f"; there are {', '.join(listed[:MAX_LISTED])}{more}" if listed else ""

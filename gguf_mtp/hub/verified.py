@@ -52,7 +52,7 @@ def check(path: Path, expected: Expected, name: str) -> None:
 def _discard(path: Path, blob: Path, message: str) -> None:
     path.unlink(missing_ok=True)
     blob.unlink(missing_ok=True)
-    raise FetchError(f"{message}; it was removed, run this again to fetch it anew")
+    raise FetchError(f"{message}; it was removed, run this again to download it again")
 
 
 def _notes() -> Path:
