@@ -138,7 +138,7 @@ def test_damaged_json(tmp_path: Path, role: str, name: str) -> None:
     path = tmp_path / role / name
     original = json.loads(path.read_text(encoding="utf-8"))
     seen: Counter[str] = Counter()
-    for _ in range(60):
+    for _ in range(150):
         value = copy.deepcopy(original)
         mutate(value, rng)
         tiny.write_json(path, value)

@@ -65,7 +65,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"use_double_wide_mlp": 1}, "use_double_wide_mlp is 1, expected true or false"),
     ({"num_kv_shared_layers": 6}, "num_kv_shared_layers is 6"),
     ({"model_type": "gemma3_text"}, "model_type is 'gemma3_text'"),
-    ({"quantization_config": {"bits": 4}}, "quantized checkpoints"),
+    ({"quantization_config": {"bits": 4}}, "quantized checkpoints are not read"),
     ({"attention_bias": True}, "attention_bias is not supported"),
     ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
     ({"enable_moe_block": True}, "enable_moe_block is True but num_experts is None"),
@@ -117,7 +117,7 @@ def test_architecture_refused(tmp_path: Path, architectures: Any, error: type[Ex
 def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
     target = tiny.write_target(tmp_path / "t")
     edit_json(target, "config.json", lambda v: v.update(quantization_config={"bits": 4}))
-    with pytest.raises(UnsupportedError, match=r"config\.json: quantized checkpoints"):
+    with pytest.raises(UnsupportedError, match=r"config\.json: quantization_config is"):
         target_half(read_checkpoint(target), "auto")
 
 
@@ -130,6 +130,7 @@ def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
         ("lm_head.weight", "lm_head.weight"),
         ("model.norm.weight", "model.norm.weight"),
         ("layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.layers.0.experts.down_proj.weight", "model.layers.0.experts.down_proj"),
         ("model.embed_audio.embedding_projection.weight", None),
         ("model.vision_tower.std_bias", None),
         ("model.vision_embedder.pos_embedding", None),
@@ -157,7 +158,6 @@ TOKENIZER_CASES: list[tuple[str, Any, str]] = [
     ),
     ("tokenizer.json", lambda v: v.update(added_tokens={"a": 1}), "added_tokens is not a list"),
     ("tokenizer.json", lambda v: v.update(added_tokens=[{"id": "1"}]), "without content and id"),
-    ("tokenizer_config.json", lambda v: v.update(tokenizer_class="X"), "tokenizer_class is 'X'"),
     ("tokenizer_config.json", lambda v: v.update(extra_special_tokens=7), "expected a list"),
     ("tokenizer_config.json", lambda v: v.update(chat_template=[{}]), "chat_template holds {}"),
     (
@@ -202,11 +202,16 @@ def test_a_hostile_chat_template_is_only_text(tmp_path: Path, tiny_drafter: Path
 @pytest.mark.parametrize(
     "card", ["---\nlicense: [unclosed\n---\n", "---\nname: {a: 1}\n---\n", "---\nversion: 7\n---\n"]
 )
-def test_unusable_model_card_is_refused(tmp_path: Path, card: str) -> None:
+def test_unusable_model_card_is_left_out(tmp_path: Path, card: str) -> None:
     target = tiny.write_target(tmp_path / "t")
+    (target / "README.md").unlink()
+    without = target_half(read_checkpoint(target), "auto")
     (target / "README.md").write_text(card)
-    with pytest.raises(FormatError, match=r"README\.md[^\n]*$"):
-        target_half(read_checkpoint(target), "auto")
+    half = target_half(read_checkpoint(target), "auto")
+    assert half.keys == without.keys
+    assert [note.code for note in half.notes] == ["model-card"]
+    assert str(target / "README.md") in half.notes[0].message
+    assert without.notes == ()
 
 
 @pytest.mark.parametrize("card", ["", "# No front matter\n", "---\ntags: []\n---\n"])
@@ -247,10 +252,11 @@ def test_generation_config_of_the_wrong_type(tmp_path: Path, name: str) -> None:
         target_half(read_checkpoint(target), "auto")
 
 
-def test_a_tag_that_is_a_long_number_is_refused(tmp_path: Path) -> None:
+def test_a_tag_that_is_a_long_number_is_left_out(tmp_path: Path) -> None:
     """Found by fuzzing: an error of `struct`."""
     target = tiny.write_target(tmp_path / "t")
     (target / "README.md").write_text("---\ntags:\n- 20000000000000000\n---\n")
-    drafter = tiny.write_drafter(tmp_path / "d")
-    with pytest.raises(FormatError, match="expected strings or integers of 32 bits"):
-        plan_convert(target, drafter)
+    notes = plan_convert(target, tiny.write_drafter(tmp_path / "d")).notes
+    messages = [note.message for note in notes if note.code == "model-card"]
+    assert len(messages) == 1
+    assert "expected strings or integers of 32 bits" in messages[0]

@@ -149,7 +149,10 @@ def test_refused(everything: Everything, case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if not c.is_refused], ids=lambda case: case.name)
 def test_harmless(everything: Everything, case: Case) -> None:
     for use in uses(case):
-        _accepted(*everything[f"{case.name}|{use}"])
+        run, found = everything[f"{case.name}|{use}"]
+        _accepted(run, found)
+        for words in case.notes:
+            assert words in found["err"], (use, words, found["err"])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -65,9 +65,9 @@ def assistant_from_checkpoint(
     pairs = match_tensors(checkpoint, named_refs, drafter_tensors(config, backbone))
     tensors = [rope_freqs(config), *(converted(item, ref, number) for item, ref in pairs)]
     # llama.cpp's converter counts parameters without the ordered head.
-    general, stated = general_keys(checkpoint, ARCH, tensors)
+    general = general_keys(checkpoint, ARCH, tensors)
     keys = [
-        *general,
+        *general.keys,
         *hyperparameters(config, ARCH, number),
         u32(f"{ARCH}.embedding_length_out", backbone),
         u32(f"{ARCH}.nextn_predict_layers", config.n_layers),
@@ -79,9 +79,15 @@ def assistant_from_checkpoint(
         ordered, centroids = _ordered_head(checkpoint, config, head_refs, number)
         keys += (u32(COUNT_KEY, ordered.centroid_count), u32(TOP_K_KEY, ordered.top_k))
         tensors += (centroids, ordering_tensor(ordered))
-    weights = tuple(file.path for file in checkpoint.files)
-    origin = str(checkpoint.path)
-    half = Half(origin, "huggingface", tuple(keys), tuple(tensors), weights, stated)
+    half = Half(
+        str(checkpoint.path),
+        "huggingface",
+        tuple(keys),
+        tuple(tensors),
+        tuple(file.path for file in checkpoint.files),
+        general.license,
+        general.notes,
+    )
     shape = read_shape(half, ARCH)
     check_tensors(half, shape)
     return Drafter(half, shape, ordered)

@@ -1,8 +1,8 @@
 """Gemma 4's text configuration, read strictly and with transformers' defaults.
 
-Source: transformers 5.22 ``models/gemma4/configuration_gemma4.py`` and its unified sibling. Both
-spellings of the global head width are read: Google's ``global_head_dim`` and transformers'
-``per_layer_config``.
+Source: transformers 5.22 ``models/gemma4/configuration_gemma4.py`` and its unified sibling,
+``modeling_rope_utils.py`` (which settings of the rotation have an effect). Both spellings of the
+global head width are read: Google's ``global_head_dim`` and transformers' ``per_layer_config``.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
-from gguf_mtp.gemma4.family import TEXT_DEFAULTS
+from gguf_mtp.gemma4.family import TEXT_DEFAULTS, check_settings
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -18,6 +18,19 @@ MAX_LAYERS = 1024
 MAX_SIZE = 1 << 31
 MAX_NUMBER = 1e30
 LAYER_NUMBER = re.compile("[0-9]{1,9}")
+# Each attention kind's rotation: the one `rope_type` that is converted, and the defaults.
+ROPE_TYPES = {SLIDING: "default", FULL: "proportional"}
+# What one kind's rotation may state. `type` is the older name of `rope_type`; the last one has an
+# effect only in rotations of other types.
+ROPE_KEYS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
+# Scales, of which only 1 leaves the rotation as it is.
+ROPE_SCALES = ("factor", "attention_factor")
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,8 @@ def read_text_config(values: dict[str, Any], where: str, text_type: str) -> Text
         raise UnsupportedError(
             f"{where}: model_type is {brief(model_type)}, expected {text_type!r}"
         )
-    if values.get("quantization_config"):
-        raise UnsupportedError(f"{where}: quantized checkpoints (quantization_config) are not read")
+    check_settings(values, where)
+    check_rotation(values, where)
     if values.get("use_bidirectional_attention") == "all":
         raise UnsupportedError(f"{where}: use_bidirectional_attention 'all' is not supported")
     if fields.flag("attention_bias"):
@@ -173,8 +186,8 @@ def read_text_config(values: dict[str, Any], where: str, text_type: str) -> Text
         experts=fields.optional_size("num_experts"),
         experts_used=fields.optional_size("top_k_experts"),
         expert_intermediate_size=fields.optional_size("moe_intermediate_size"),
-        sliding_rope=_rope(fields, SLIDING, "default", 10_000.0, 1.0),
-        full_rope=_rope(fields, FULL, "proportional", 1_000_000.0, 0.25),
+        sliding_rope=_rope(fields, SLIDING, 10_000.0, 1.0),
+        full_rope=_rope(fields, FULL, 1_000_000.0, 0.25),
     )
     if moe != (config.experts is not None):
         raise FormatError(f"{where}: enable_moe_block is {moe} but num_experts is {config.experts}")
@@ -233,17 +246,49 @@ def _full_attention(
     return own.size("head_dim", 0), own.optional_size("num_key_value_heads")
 
 
-def _rope(fields: _Fields, kind: str, rope_type: str, theta: float, rotated: float) -> Rope:
+def check_rotation(values: dict[str, Any], where: str) -> None:
+    """Raise UnsupportedError where ``rope_parameters`` in the configuration `values` asks for a
+    rotation of another type, for a scaled one, or for something unknown.
+
+    The structure is not checked here.
+    """
+    everything = values.get("rope_parameters")
+    for kind, stated in everything.items() if isinstance(everything, dict) else ():
+        if kind not in ROPE_TYPES and stated is not None:
+            raise UnsupportedError(
+                f"{where}: rope_parameters.{kind} is {brief(stated)}: unknown name, expected "
+                f"{SLIDING!r} or {FULL!r}"
+            )
+        for name, value in stated.items() if isinstance(stated, dict) else ():
+            expected = _expected_of_rope(kind, name, value)
+            if expected is not None:
+                raise UnsupportedError(
+                    f"{where}: rope_parameters.{kind}: {name} is {brief(value)}, "
+                    f"expected {expected}"
+                )
+
+
+def _expected_of_rope(kind: str, name: str, value: Any) -> str | None:
+    """What was expected in place of a setting of one attention kind's rotation; None for one that
+    is as expected."""
+    if name in ("rope_type", "type"):
+        return None if value == ROPE_TYPES[kind] else repr(ROPE_TYPES[kind])
+    if name in ROPE_KEYS or value is None:
+        return None
+    if name in ROPE_SCALES:
+        is_one = type(value) in (int, float) and value == 1
+        return None if is_one else "1: scaled rotation is not supported"
+    return f"no setting of this name (known: {', '.join((*ROPE_KEYS, *ROPE_SCALES))})"
+
+
+def _rope(fields: _Fields, kind: str, theta: float, rotated: float) -> Rope:
+    """The rotation of attention `kind`, already checked by `check_rotation`."""
     everything = fields.values.get("rope_parameters")
     if everything is None:
         return Rope(theta, rotated)
     if not isinstance(everything, dict) or not isinstance(everything.get(kind), dict):
         raise fields.error("rope_parameters", f"an object with {kind!r}")
     own = _Fields(everything[kind], f"{fields.where}: rope_parameters.{kind}")
-    if own.values.get("rope_type", rope_type) != rope_type:
-        raise UnsupportedError(
-            f"{own.where}: rope_type is {brief(own.values['rope_type'])}, expected {rope_type!r}"
-        )
     share = own.number("partial_rotary_factor", rotated)
     if share > 1:
         raise own.error("partial_rotary_factor", "a number up to 1")

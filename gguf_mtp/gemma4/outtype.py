@@ -65,5 +65,6 @@ def check_float(ref: TensorRef) -> None:
     """Raise UnsupportedError unless `ref` holds floats that can be converted."""
     if ref.dtype not in FLOATS:
         raise UnsupportedError(
-            f"{ref.file}: tensor {ref.name} has dtype {ref.dtype}, expected one of {FLOATS}"
+            f"{ref.file}: tensor {ref.name} has dtype {ref.dtype}, expected one of {FLOATS}; use "
+            "the checkpoint before quantization, or a quantized GGUF of it"
         )

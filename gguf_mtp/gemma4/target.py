@@ -4,11 +4,11 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
-from gguf_mtp.gemma4.config import read_text_config
+from gguf_mtp.gemma4.config import TextConfig, read_text_config
 from gguf_mtp.gemma4.family import TARGET, architecture
 from gguf_mtp.gemma4.keys import hyperparameters, quantization_version, rope_freqs
 from gguf_mtp.gemma4.outtype import base_outtype, check_float, stored_type
-from gguf_mtp.gemma4.tensors import Expected, target_tensors, text_name
+from gguf_mtp.gemma4.tensors import Expected, refuse_other_layouts, target_tensors, text_name
 from gguf_mtp.gemma4.vocabulary import suppressed_tokens, vocabulary
 from gguf_mtp.ggml import GgmlType
 from gguf_mtp.model import Half, Tensor
@@ -34,19 +34,38 @@ def target_half(checkpoint: Checkpoint, outtype: str, metadata: Path | None = No
     if not isinstance(values, dict):
         raise FormatError(f"{where}: text_config is {brief(values)}, expected an object")
     config = read_text_config(values, str(where), family.text_type)
+    _check_vocabularies(config, str(where))
     refs = match_tensors(checkpoint, _text_tensors(checkpoint), target_tensors(config))
     number = base_outtype(outtype, (ref for _, ref in refs))
     tensors = [rope_freqs(config), *(converted(item, ref, number) for item, ref in refs)]
-    general, stated = general_keys(checkpoint, ARCH, tensors, metadata)
+    general = general_keys(checkpoint, ARCH, tensors, metadata)
     keys = [
-        *general,
+        *general.keys,
         *hyperparameters(config, ARCH, number),
         *(suppressed_tokens(checkpoint, config.vocab_size) if family.suppresses else ()),
         quantization_version(),
         *vocabulary(checkpoint, config.vocab_size),
     ]
-    weights = tuple(file.path for file in checkpoint.files)
-    return Half(str(checkpoint.path), "huggingface", tuple(keys), tuple(tensors), weights, stated)
+    return Half(
+        str(checkpoint.path),
+        "huggingface",
+        tuple(keys),
+        tuple(tensors),
+        tuple(file.path for file in checkpoint.files),
+        general.license,
+        general.notes,
+    )
+
+
+def _check_vocabularies(config: TextConfig, where: str) -> None:
+    """llama.cpp gives every token a row in either embedding. Raises UnsupportedError where the
+    per-layer one has another number of them, as when only the other one was resized."""
+    if config.per_layer_input_size and config.per_layer_vocab_size != config.vocab_size:
+        raise UnsupportedError(
+            f"{where}: vocab_size_per_layer_input is {config.per_layer_vocab_size}, expected "
+            f"vocab_size = {config.vocab_size}: llama.cpp needs as many rows in "
+            "embed_tokens_per_layer.weight as in embed_tokens.weight; resize both, or neither"
+        )
 
 
 def _text_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
@@ -75,8 +94,9 @@ def match_tensors(
     """Pair the tensors `found` with those `expected`, in the order found.
 
     Raises FormatError when one is missing or has another shape, UnsupportedError for one that is
-    not expected at all.
+    not expected at all or of another layout.
     """
+    refuse_other_layouts(found.values())
     table = {item.hf_name: item for item in expected}
     require_tensors(checkpoint.path, [n for n, item in table.items() if item.required], found)
     pairs = []

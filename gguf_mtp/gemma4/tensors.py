@@ -1,12 +1,18 @@
-"""Gemma 4's tensors: Hugging Face names, GGUF names and shapes, as one table.
+"""Gemma 4's tensors: Hugging Face names, GGUF names and shapes, as one table; and names by which
+checkpoints of other layouts are recognized.
 
-Source: llama.cpp ``gguf-py/gguf/tensor_mapping.py`` (names), ``src/models/gemma4.cpp`` (shapes).
+Source: llama.cpp ``gguf-py/gguf/tensor_mapping.py`` (names), ``src/models/gemma4.cpp`` (shapes);
+for the other layouts PEFT's, bitsandbytes', MLX's, AutoGPTQ's, compressed-tensors' and ModelOpt's
+saved checkpoints.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from gguf_mtp.errors import UnsupportedError
 from gguf_mtp.gemma4.config import FULL, TextConfig
+from gguf_mtp.readers.source import TensorRef
 
 # Where the text stack may stand in a checkpoint, the longest prefix first: in a multimodal model
 # as transformers saves it now and as it did before, alone, and without its head.
@@ -18,8 +24,47 @@ TEXT_PREFIXES = {
     "lm_head.": "lm_head.",
     "": "model.",
 }
+# Weights whose name may have `.weight` at its end or not.
+BARE_NAMES = re.compile(r"(\.experts\.(gate_up|down)_proj|\.layer_scalar)\.weight$")
 # Anything with one of these parts belongs to the encoders, which a GGUF keeps in a file of its own.
 ENCODER_PARTS = ("vision.", "audio.", "vision_", "audio_")
+
+MERGE_ADAPTER = "merge the adapter into its base first, e.g. with PEFT's merge_and_unload"
+UNQUANTIZED = "use the checkpoint before quantization, or a quantized GGUF of it"
+# Names in other layouts: a pattern, what the tensor is, and what to do.
+OTHER_LAYOUTS = tuple(
+    (re.compile(pattern), what, action)
+    for pattern, what, action in (
+        (
+            r"^base_model\.model\.|\.base_layer\.|\.lora_|\.modules_to_save\.",
+            "belongs to an adapter that is not merged",
+            MERGE_ADAPTER,
+        ),
+        (
+            r"\.experts\.\d+\.",
+            "holds one expert, expected all experts of a layer in one tensor "
+            "(experts.gate_up_proj, experts.down_proj)",
+            "load and save the model with transformers 5, or use a GGUF of it",
+        ),
+        (
+            r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.|\.SCB$",
+            "belongs to weights quantized with bitsandbytes",
+            UNQUANTIZED,
+        ),
+        (r"\.(scales|biases)$", "belongs to weights quantized with MLX", UNQUANTIZED),
+        (
+            r"\.(qweight|qzeros|g_idx)$",
+            "belongs to weights quantized with GPTQ or AWQ",
+            UNQUANTIZED,
+        ),
+        (
+            r"\.(weight|input|output|[kv])_(global_)?(scale|scale_inv|scale_2|zero_point)$"
+            r"|\.weight_(packed|shape|g_idx)$",
+            "belongs to quantized weights (compressed-tensors, FP8 or NVFP4)",
+            UNQUANTIZED,
+        ),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +82,15 @@ def text_name(hf_name: str) -> str | None:
     if any(part in hf_name for part in ENCODER_PARTS):
         return None
     prefix = next(prefix for prefix in TEXT_PREFIXES if hf_name.startswith(prefix))
-    return TEXT_PREFIXES[prefix] + hf_name.removeprefix(prefix)
+    return BARE_NAMES.sub(r"\1", TEXT_PREFIXES[prefix] + hf_name.removeprefix(prefix))
+
+
+def refuse_other_layouts(refs: Iterable[TensorRef]) -> None:
+    """Raise UnsupportedError for the first tensor whose name is one of another layout."""
+    for ref in refs:
+        for pattern, what, action in OTHER_LAYOUTS:
+            if pattern.search(ref.name):
+                raise UnsupportedError(f"{ref.file}: tensor {ref.name!a} {what}; {action}")
 
 
 def target_tensors(config: TextConfig) -> Iterator[Expected]:

@@ -1,8 +1,13 @@
 """Gemma 4's tokenizer as ``tokenizer.*`` keys: what llama.cpp's converter obtains by running
 transformers and tokenizers, read from the JSON files alone.
 
+The content of tokenizer.json decides whether a tokenizer is supported, not the class named in
+tokenizer_config.json: transformers writes several names for one and the same tokenizer.
+
 Source: llama.cpp ``conversion/gemma.py`` (``set_vocab``), ``gguf-py/gguf/vocab.py``;
-transformers 5.22 ``tokenization_utils_base.py`` (which tokens count as special).
+transformers 5.22 ``tokenization_utils_base.py`` (which tokens count as special),
+``models/auto/tokenization_auto.py`` (which class is loaded) and
+``models/gemma/tokenization_gemma.py`` (that class's defaults).
 """
 
 import hashlib
@@ -22,7 +27,6 @@ from gguf_mtp.readers.strict_json import MAX_BYTES, parse_object, read_small
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SCORE = -1000.0
 SPACE = "\u0120"
-TOKENIZER_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
 # Of either case.
 BYTE_TOKENS = tuple(f"<0x{high}{low}>" for high in hexdigits for low in hexdigits)
 # What text falls back to that has no token of its own.
@@ -40,8 +44,11 @@ VISIBLE = frozenset(
         '<|"|>',
     }
 )
-# GemmaTokenizer's own defaults, in force where the configuration names none.
-DEFAULT_SPECIALS = {
+# transformers loads GemmaTokenizer for these two names.
+GEMMA_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
+# That class's special tokens where the configuration names none. Any other name, or none at all,
+# loads TokenizersBackend, which has no such defaults: a token that is not named is not special.
+GEMMA_SPECIALS = {
     "bos_token": "<bos>",
     "eos_token": "<eos>",
     "unk_token": "<unk>",
@@ -239,11 +246,8 @@ def _special_texts(checkpoint: Checkpoint, settings: dict[str, Any]) -> set[str]
     """The tokens transformers counts as special: named ones, model-specific ones, extra ones."""
     where = checkpoint.path / "tokenizer_config.json"
     kind = settings.get("tokenizer_class")
-    if kind not in TOKENIZER_CLASSES:
-        raise UnsupportedError(
-            f"{where}: tokenizer_class is {brief(kind)}, expected one of {TOKENIZER_CLASSES}"
-        )
-    values = dict(DEFAULT_SPECIALS) | settings
+    kind = checkpoint.config.get("tokenizer_class") if kind is None else kind
+    values = (GEMMA_SPECIALS if kind in GEMMA_CLASSES else {}) | settings
     if "added_tokens_decoder" not in settings:
         values |= checkpoint.json("special_tokens_map.json") or {}
     texts = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.ggml import type_by_id
 from gguf_mtp.keyvalue import SCALAR_BYTES, KeyValue, ValueType
-from gguf_mtp.readers.source import SourceFile, TensorRef, Window
+from gguf_mtp.readers.source import SourceFile, TensorRef, Window, explaining_pieces
 from gguf_mtp.string_array import LENGTH_BYTES, whole_strings
 from gguf_mtp.unique import first_repeated
 
@@ -123,7 +123,7 @@ def read_gguf(path: Path, *, window: Window | None = None) -> GgufFile:
     are all those up to the next tensor, padding included.
     Raises FormatError, or UnsupportedError for big-endian files and headers beyond the limits.
     """
-    with SourceFile(path, window) as source:
+    with explaining_pieces(path), SourceFile(path, window) as source:
         cursor = _Cursor(source)
         version, n_tensors, n_pairs = _read_counts(cursor)
         keys = _read_pairs(cursor, n_pairs)
@@ -135,6 +135,7 @@ def read_gguf(path: Path, *, window: Window | None = None) -> GgufFile:
         if not infos and source.size > data_start:
             raise cursor.error(
                 f"{source.size - data_start} bytes follow the header of a file without tensors"
+                f"{_joined_hint(source, cursor.offset, data_start)}"
             )
         begin = source.begin
         if begin:
@@ -353,14 +354,27 @@ def _place(
         sizes[info.name] = nbytes
         expected = -(-(info.offset + nbytes) // alignment) * alignment
     if end > data_start + expected:
+        ends = (max(data_start + i.offset + sizes[i.name] for i in infos), data_start + expected)
         raise cursor.error(
             f"{end - data_start - expected} bytes follow the last tensor, "
-            f"which ends at {data_start + expected}"
+            f"which ends at {data_start + expected}{_joined_hint(cursor.source, *ends)}"
         )
     return tuple(
         TensorRef(i.name, i.dtype, i.shape, path, data_start + i.offset, sizes[i.name])
         for i in infos
     )
+
+
+def _joined_hint(source: SourceFile, *ends: int) -> str:
+    """What to add to an error about bytes after a GGUF that ends at one of `ends`, with or without
+    padding: whether they are another GGUF."""
+    for end in ends:
+        if end + len(MAGIC) <= source.size and source.read(end, len(MAGIC)) == MAGIC:
+            return (
+                f"; another GGUF begins at {end}: looks like GGUF parts joined with cat; use the "
+                "parts as they are, or join them with gguf-split --merge"
+            )
+    return ""
 
 
 def _gap(cursor: _Cursor, info: _TensorInfo, following: int, alignment: int) -> int:

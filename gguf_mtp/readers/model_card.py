@@ -27,7 +27,9 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             # A few lines of aliases unfold to more than any memory holds.
-            raise yaml.YAMLError(f"alias in line {self.peek_event().start_mark.line + 2}")
+            raise yaml.YAMLError(
+                f"alias in line {self.peek_event().start_mark.line + 2}: aliases are not read"
+            )
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH}")
@@ -39,7 +41,8 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
 def read_card(path: Path) -> dict[str, Any]:
     """The front matter of the model card at `path`; empty where there is neither.
 
-    Raises FormatError for one that is no YAML of plain data, or too large.
+    Raises FormatError for one that is not YAML of plain data, or too large. Callers go on without
+    the card.
     """
     if not path.exists():
         return {}
@@ -59,8 +62,15 @@ def read_card(path: Path) -> dict[str, Any]:
     front = front.replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
         data = yaml.load(front, Loader=_PlainLoader)
-    # PyYAML's own constructors fail on odd dates and numbers.
-    except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
+    # PyYAML's own constructors fail on odd dates and numbers, also with TypeError and the like.
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         message = " ".join(str(error).split())
         raise FormatError(f"{path}: unusable front matter: {message}") from None
     return data if isinstance(data, dict) else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_mtp.errors import FormatError, brief
-from gguf_mtp.readers.source import SourceFile, TensorRef
+from gguf_mtp.readers.source import SourceFile, TensorRef, explaining_pieces
 from gguf_mtp.readers.strict_json import parse_object
 
 MAX_HEADER_BYTES = 100_000_000
@@ -46,7 +46,7 @@ class SafetensorsFile:
 
 def read_safetensors(path: Path) -> SafetensorsFile:
     """Read and check the header at `path`; no tensor data is read. Raises FormatError."""
-    with SourceFile(path) as source:
+    with explaining_pieces(path), SourceFile(path) as source:
         if source.size < 8:
             raise FormatError(f"{path}: {source.size} bytes, a safetensors header needs 8")
         length = int.from_bytes(source.read(0, 8), "little")

@@ -1,9 +1,13 @@
-"""A source file read with pread: never mapped, so that truncation is an error and not a SIGBUS."""
+"""A source file read with pread: never mapped, so that truncation is an error and not a SIGBUS.
+
+Source: the Git LFS specification (pointers); ``split(1)`` and what publishers name its pieces.
+"""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,16 @@ from gguf_mtp.errors import FormatError
 
 PIECE_BYTES = 1 << 20
 
+# How the file begins that Git keeps in place of a large one, and how long it is at most.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v"
+MAX_POINTER_BYTES = 1024
+# A raw piece of a file by its name: m.gguf.part1of2, m.gguf-split-a, m.gguf.001, m.ggufaa.
+PIECE_NAME = re.compile(
+    r"(?P<whole>.+?)(\.part[-_]?(\d+([-_]?of[-_]?\d+)?|[a-z]{1,3})|[.-]split-(\d+|[a-z]{1,3}))"
+    r"|(?P<model>.+\.(gguf|safetensors))\.?(\d{1,3}|[a-z]{2})",
+    re.IGNORECASE,
+)
+
 # Where in a file something lies: its first byte and the one behind its last.
 Window = tuple[int, int]
 
@@ -20,6 +34,22 @@ Window = tuple[int, int]
 def name_as_text(path: Path) -> str:
     """The last name of `path` as text that a file can hold: what is not UTF-8 becomes U+FFFD."""
     return os.fsencode(path.name).decode("utf-8", "replace")
+
+
+@contextmanager
+def explaining_pieces(path: Path) -> Iterator[None]:
+    """Where reading `path` fails within, and its name is that of a raw piece, say that instead."""
+    try:
+        yield
+    except FormatError:
+        match = PIECE_NAME.fullmatch(path.name)
+        if match is None:
+            raise
+        whole = match["whole"] or match["model"]
+        raise FormatError(
+            f"{path}: looks like a piece of {whole}, a file cut into raw pieces; join all of them "
+            f"in order with cat into {whole} and give that"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -39,8 +69,8 @@ class SourceFile(Closing):
     """An open regular file of known size; every read is checked against it.
 
     With `window`, begin and end, it is as if the file were those bytes alone: `size` is theirs and
-    offsets count from begin. Raises FormatError when the path is no readable regular file, or when
-    fewer bytes come back than the size promised.
+    offsets count from begin. Raises FormatError when the path is no readable regular file, when it
+    is a Git LFS pointer, or when fewer bytes come back than the size promised.
     """
 
     def __init__(self, path: Path, window: Window | None = None) -> None:
@@ -61,6 +91,20 @@ class SourceFile(Closing):
             raise FormatError(f"{path}: bytes {self.begin} to {end} of {status.st_size} wanted")
         self.size = end - self.begin
         self._identity = _identity(status)
+        if status.st_size <= MAX_POINTER_BYTES and self._is_lfs_pointer():
+            self.close()
+            raise FormatError(
+                f"{path}: is a Git LFS pointer, not the file; run `git lfs pull` in that folder or "
+                "download the file again"
+            )
+
+    def _is_lfs_pointer(self) -> bool:
+        start = bytearray(len(LFS_POINTER))
+        try:
+            system.read_at(self.fd, memoryview(start), 0)
+        except OSError:
+            return False  # reported when it is read
+        return start == LFS_POINTER
 
     def close(self) -> None:
         with suppress(OSError):  # what was read was read

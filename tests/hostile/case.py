@@ -119,6 +119,7 @@ Maker = Callable[[Good, Path, str], Path]
 class Case:
     """A hostile input. `says` are words that the one line of error must have, besides the file's
     name; where there are none the input is harmless and must be accepted, as `promise` says.
+    `notes` are words that what is printed then must have.
 
     `control` makes the nearest input that is sound, which each of `controlled_by` must accept.
     """
@@ -130,6 +131,7 @@ class Case:
     says: tuple[str, ...] = ()
     promise: str = "refused"
     controlled_by: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_refused(self) -> bool:

@@ -64,13 +64,14 @@ BOMB = (
 )
 
 
-def card_case(name: str, front: str, *says: str) -> Case:
+def card_case(name: str, hostile: Maker, *notes: str) -> Case:
     return Case(
         f"model card: {name}",
-        card(front),
+        hostile,
         card("license: apache-2.0\nname: Tiny"),
         ("base",),
-        ("README.md", *says),
+        promise="accepted: converted without the card's keys, with a note",
+        notes=("README.md", *notes, "converted without the keys of this model card"),
     )
 
 
@@ -142,18 +143,22 @@ CONFIG = (
         ("base", "audited"),
         ("config.json: not a regular file",),
     ),
-    card_case("aliases that unfold to 2^26 items", BOMB, "alias in line"),
-    card_case("nested 5000 deep", "name: " + "[" * 5000, "nested deeper than 16"),
-    card_case("tag of a Python object", "name: !!python/object/apply:os.system [id]", "python/obj"),
-    card_case("date that is none", "version: 2024-99-99", "unusable front matter"),
-    card_case("front matter of 70,000 characters", "# " + "x" * 70_000, "at most 65536"),
-    Case(
-        "model card: 1 GiB",
-        beside("README.md", b"---\n", size=1 << 30),
-        card("license: apache-2.0"),
-        ("base",),
-        ("README.md: 1073741824 bytes, at most 1048576",),
+    card_case("aliases that unfold to 2^26 items", card(BOMB), "alias in line"),
+    card_case("nested 5000 deep", card("name: " + "[" * 5000), "nested deeper than 16"),
+    card_case(
+        "tag of a Python object", card("name: !!python/object/apply:os.system [id]"), "python/obj"
     ),
+    card_case("date that is none", card("version: 2024-99-99"), "unusable front matter"),
+    card_case("timestamp that is none", card("version: !!timestamp x"), "unusable front matter"),
+    card_case("front matter of 70,000 characters", card("# " + "x" * 70_000), "at most 65536"),
+    card_case("not UTF-8", beside("README.md", b"---\nname: \xe9\n---\n"), "not UTF-8 at byte 10"),
+    card_case("tag that is a long number", card("tags:\n- 20000000000000000"), "32 bits"),
+    card_case(
+        "1 GiB",
+        beside("README.md", b"---\n", size=1 << 30),
+        "README.md: 1073741824 bytes, at most 1048576",
+    ),
+    card_case("a FIFO", beside("README.md", None), "README.md: not a regular file"),
 )
 
 
