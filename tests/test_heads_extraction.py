@@ -217,7 +217,10 @@ def test_a_head_stored_beside_its_embedding(tmp_path: Path, tiny_target: Path) -
     [
         ("model.layers.0.self_attn.q_proj.weight", r"blk\.0\.attn_q\.weight is missing"),
         ("post_projection.weight", r"nextn\.post_projection\.weight is missing"),
-        ("model.layers.0.self_attn.q_norm.weight", "for the layers .1., expected 0, 1, 2"),
+        (
+            "model.layers.0.self_attn.q_norm.weight",
+            r"no query norm \(blk\.N\.attn_q_norm\.weight\) for the layers \[0\];",
+        ),
         ("model.layers.1.mlp.up_proj.weight", "found 26 of 27 expected tensors"),
         ("model.norm.weight", "first missing: output_norm.weight"),
     ],

@@ -17,7 +17,7 @@ from gguf_mtp.hub import CHECKPOINT, PACKAGE, local_path
     "--litert",
     required=True,
     type=SOURCE,
-    help="The .litertlm package, or where on the Hugging Face hub.",
+    help="The .litertlm package or the drafter's .tflite, or where on the Hugging Face hub.",
 )
 @click.option(
     "--hf",
@@ -29,7 +29,7 @@ from gguf_mtp.hub import CHECKPOINT, PACKAGE, local_path
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(ctx: click.Context, litert: str, hf: str, quiet: bool, as_json: bool) -> None:
-    """Compare the drafter in a .litertlm package with a checkpoint, role by role.
+    """Compare the drafter in a .litertlm package or .tflite with a checkpoint, role by role.
 
     "same grid": the checkpoint's values lie within half a quantization step of the package's, so
     these may have been rounded from those. Exit codes: 0 the same, 1 differences, 2 failed.

@@ -23,7 +23,7 @@ from gguf_mtp.hub import PACKAGE, local_path
     type=click.Path(path_type=Path),
     help="Directory to write; made where it does not exist.",
 )
-@click.option("--native", is_flag=True, help="Keep integer codes and scales beside the floats.")
+@click.option("--native", is_flag=True, help="Also write integer codes and scales.")
 @click.option(
     "--ignore-names", is_flag=True, help="Trust the dataflow where tensor names contradict it."
 )
@@ -39,11 +39,11 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Take the MTP drafter out of FILE, a .litertlm package.
+    """Take the MTP drafter out of FILE, a .litertlm package or the drafter's .tflite from one.
 
     FILE may be on the Hugging Face hub: owner/repo[@revision], hf://owner/repo[@revision][/file].
     Writes config.json, model.safetensors (float32, names as Gemma4AssistantForCausalLM) and
-    litert.json, which says where each tensor comes from. Weights are told apart by the dataflow
+    litert.json, which says where each tensor comes from. Weights are identified by the dataflow
     of the graph; a graph with anything unexplained in it is refused and nothing is written.
 
     \b

@@ -1,4 +1,4 @@
-"""``gguf-mtp inspect``: what is in a GGUF."""
+"""``gguf-mtp inspect``: what is in a GGUF, or in a file of heads of another kind."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from gguf_mtp.cli import inspect_litertlm
+from gguf_mtp.cli import inspect_litertlm, inspect_safetensors
 from gguf_mtp.cli.show import (
     human_bytes,
     name_table,
@@ -23,16 +23,18 @@ from gguf_mtp.cli.show import (
 )
 from gguf_mtp.drafters.carried import CARRIED
 from gguf_mtp.drafters.dialects import DIALECTS
+from gguf_mtp.drafters.extraction import is_safetensors
 from gguf_mtp.drafters.families import MTP, find_family
 from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
-from gguf_mtp.errors import FormatError
+from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue, ValueType
 from gguf_mtp.merge.tokenizer import SHARED_KEY
 from gguf_mtp.merged import ROWS_SORTED_KEY
 from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION, VERSION_KEY, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
-from gguf_mtp.readers.litertlm import is_litertlm
+from gguf_mtp.readers.litertlm import first_bytes, is_litertlm, is_tflite
+from gguf_mtp.readers.other_files import other_file
 from gguf_mtp.tail import TAIL, TailFile, read_tail
 
 MAX_JSON_ITEMS = 64
@@ -45,22 +47,26 @@ DRAFTERS = {dialect.arch for dialect in DIALECTS if not dialect.embedded_under}
 @click.option(
     "--graph",
     type=click.Path(path_type=Path),
-    help="Draw the drafter of a .litertlm package: OUT.svg or OUT.html.",
+    help="Draw the drafter of a .litertlm package or .tflite: OUT.svg or OUT.html.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
 def command(file: Path, as_json: bool, graph: Path | None, force: bool) -> None:
     """Show a GGUF: what it is, its keys, its tensors, its MTP heads and where they came from.
 
-    Works on any GGUF, merged in either layout or not, and on .litertlm packages: their sections,
-    signatures and drafter. Long arrays are shown by their first items and their length.
+    Works on any GGUF, merged in either layout or not; on .litertlm packages and the .tflite in
+    them: sections, signatures and drafter; and on safetensors: each tensor and which weight of a
+    drafter it is. Long arrays are shown by their first items and their length.
 
     \b
     Example:
       gguf-mtp inspect e2b-mtp.gguf
     """
     if file.is_dir():
-        raise FormatError(f"{file}: is a directory; name a GGUF or .litertlm file in it")
-    if is_litertlm(file):
+        raise FormatError(
+            f"{file}: is a directory; name a GGUF, .litertlm, .tflite or .safetensors file in it"
+        )
+    start = first_bytes(file)
+    if is_litertlm(start) or is_tflite(start):
         if graph is not None:
             inspect_litertlm.write_graph(file, graph, force=force)
         if as_json:
@@ -69,7 +75,16 @@ def command(file: Path, as_json: bool, graph: Path | None, force: bool) -> None:
             inspect_litertlm.print_package(file)
         return
     if graph is not None:
-        raise click.UsageError(f"--graph: {file} is no .litertlm package")
+        raise click.UsageError(f"--graph: {file} is not a .litertlm package or .tflite")
+    other = other_file(start)
+    if other is not None:
+        raise UnsupportedError(f"{file}: is {other}")
+    if is_safetensors(start):
+        if as_json:
+            click.echo(json.dumps(inspect_safetensors.document(file), indent=2))
+        else:
+            inspect_safetensors.print_tensors(file)
+        return
     tail = read_tail(file)
     gguf = read_gguf(file) if tail is None else tail.base
     if as_json:

@@ -1,4 +1,4 @@
-"""What `gguf-mtp inspect` says of a `.litertlm` package."""
+"""What `gguf-mtp inspect` says of a `.litertlm` package or a bare `.tflite`."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ from gguf_mtp.drafters.litert.package import (
 from gguf_mtp.drafters.litert.picture import draw_html, draw_svg
 from gguf_mtp.errors import GgufMtpError
 from gguf_mtp.output import check_output, write_whole
-from gguf_mtp.readers.litertlm import TFLITE_MODEL, LitertlmFile, Section, read_litertlm
+from gguf_mtp.readers.litertlm import TFLITE_MODEL, LitertlmFile, Section, read_package
 from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.readers.tflite_model import Signature, TfliteModel, TfliteTensor, constants
 
@@ -40,13 +40,13 @@ def write_graph(file: Path, out: Path, *, force: bool) -> None:
 
 def document(path: Path) -> dict[str, Any]:
     """The whole package for machines. A section or drafter that cannot be read has an ``error``."""
-    file = read_litertlm(path)
+    file = read_package(path)
     with SourceFile(path) as source:
         sections = [_section_document(file, source, section) for section in file.sections]
     return {
         "file": str(path),
         "bytes": file.size,
-        "container_version": ".".join(str(part) for part in file.version),
+        "container_version": file.version_text,
         "metadata": _plain(file.metadata),
         "sections": sections,
         "drafter": _drafter_document(path),
@@ -147,9 +147,11 @@ def print_package(path: Path) -> None:
     """The package for people: sections, signatures, the drafter's weights by role."""
     console = wide_console()
     shown = document(path)
+    version = shown["container_version"]
+    what = "a TFLite model" if version is None else f".litertlm {version}"
+    count = "" if version is None else f", {len(shown['sections'])} sections"
     console.print(
-        f"[bold]{escape(printable(path.name))}[/]: .litertlm {shown['container_version']}, "
-        f"{human_bytes(shown['bytes'])}, {len(shown['sections'])} sections"
+        f"[bold]{escape(printable(path.name))}[/]: {what}, {human_bytes(shown['bytes'])}{count}"
     )
     for name, value in shown["metadata"].items():
         console.print(f"  {escape(printable(name))}  {escape(printable(str(value)))}")

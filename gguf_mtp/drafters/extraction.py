@@ -1,8 +1,9 @@
 """Loose safetensors that hold a drafter: taken out of a LiteRT container, or saved without their
-configuration, under Hugging Face's names or LiteRT's.
+configuration, under the names of Hugging Face, of LiteRT, or of a port's modules.
 
 What no file states comes from shapes and from the base (see `infer`). Source of the names: this
-project's notes on LiteRT; transformers 5.22 ``models/gemma4_assistant``.
+project's notes on LiteRT; transformers 5.22 ``models/gemma4_assistant``; the module names of public
+ports to PyTorch and Core ML that load Google's packages.
 """
 
 import re
@@ -17,10 +18,11 @@ from gguf_mtp.drafters.drafter import ARCH, Drafter, drafter_from_half
 from gguf_mtp.drafters.infer import complete
 from gguf_mtp.drafters.ordered_head import CENTROIDS, ORDERING, read_int64
 from gguf_mtp.errors import FormatError, UnsupportedError, brief
-from gguf_mtp.gemma4.config import FULL, SLIDING
+from gguf_mtp.gemma4.config import FULL, SLIDING, check_rotation
+from gguf_mtp.gemma4.family import check_settings, other_drafter
 from gguf_mtp.gemma4.keys import FILE_TYPES, quantization_version
 from gguf_mtp.gemma4.outtype import check_float, heads_outtype, stored_type
-from gguf_mtp.gemma4.tensors import BLOCK_HF_NAMES
+from gguf_mtp.gemma4.tensors import refuse_other_layouts
 from gguf_mtp.ggml import F32, I32, GgmlType
 from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, string, u32
 from gguf_mtp.model import Half, Tensor
@@ -33,19 +35,52 @@ EMBEDDING = "token_embd.weight"
 SCALAR = "layer_scalar"
 COMPARED_BYTES = 1 << 20
 MAX_NAME = 512
-# Containers that a name may be wrapped in, and Hugging Face's names within them, `.weight` aside.
-WRAPPERS = re.compile(r"^(?:model\.|mtp\.|drafter\.|assistant\.|language_model\.)*")
-HF_NAMES = {
-    "embed_tokens": EMBEDDING,
-    "lm_head": EMBEDDING,
-    "norm": "output_norm.weight",
-    "pre_projection": PRE,
-    "post_projection": POST,
-    "masked_embedding.centroids": CENTROIDS,
-    "masked_embedding.token_ordering": ORDERING,
+GIVE_SOURCE = (
+    "give --heads the .tflite or .litertlm package itself, or what gguf-mtp extract makes of it"
+)
+# Containers that a name may be wrapped in.
+WRAPPERS = re.compile(
+    r"^(?:model\.|mtp\.|mtp_drafter\.|drafter\.|assistant\.|language_model\.|decode\.)*"
+)
+# Upstream's names -> what extractions call them within their containers, `.weight` aside.
+MODULES = {
+    EMBEDDING: ("embed_tokens", "lm_head", "logits_head"),
+    "output_norm.weight": ("norm", "final_norm", "mtp_final_norm"),
+    PRE: ("pre_projection", "pre_project", "pre_proj", "mtp_pre_project", "mtp_pre_proj"),
+    POST: ("post_projection", "post_project", "post_proj", "mtp_post_project", "mtp_post_proj"),
+    CENTROIDS: ("masked_embedding.centroids",),
+    ORDERING: ("masked_embedding.token_ordering",),
 }
-HF_LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
-HF_LAYER_NAMES = {hf.removesuffix(".weight"): name for name, hf in BLOCK_HF_NAMES.items()}
+# The same for each layer, the part after its number.
+LAYER_MODULES = {
+    "attn_norm.weight": ("input_layernorm", "pre_attention_norm", "pre_attn_norm"),
+    "attn_q.weight": ("q_proj", "q"),
+    "attn_q_norm.weight": ("q_norm", "query_norm"),
+    "attn_output.weight": ("o_proj", "o"),
+    "post_attention_norm.weight": (
+        "post_attention_layernorm",
+        "post_attention_norm",
+        "post_attn_norm",
+    ),
+    "ffn_norm.weight": ("pre_feedforward_layernorm", "pre_ffw_norm"),
+    "ffn_gate.weight": ("gate_proj", "gate1", "gating1"),
+    "ffn_up.weight": ("up_proj", "gate2", "gating2"),
+    "ffn_down.weight": ("down_proj", "down"),
+    "post_ffw_norm.weight": ("post_feedforward_layernorm", "post_ffw_norm"),
+    "layer_output_scale.weight": ("layer_scalar", "skip_scale"),
+    # No drafter has these; `drafter` says so.
+    "attn_k.weight": ("k_proj", "k"),
+    "attn_v.weight": ("v_proj", "v"),
+}
+LAYER = re.compile(r"(?:layers?|blocks?)[._](\d{1,4})\.(?:(?:self_attn|attention|attn|mlp)\.)?(.+)")
+NAMES = {module: name for name, modules in MODULES.items() for module in modules}
+LAYER_NAMES = {module: name for name, modules in LAYER_MODULES.items() for module in modules}
+# What LiteRT's converter calls constants that have no name: their numbers change with the model.
+RAW_CONSTANT = re.compile(r"(?:^|/)(?:jax2tf_arg_\d+|arith\.constant\d*)(?:$|[/;])")
+# Quantized matrices: types of their codes, and how tensors of codes and of scales are called.
+CODE_TYPES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2")
+CODES = ".codes"
+SCALES = (".scale", "_scale", ".scales", "_scales")
 # LiteRT's names are paths that contain one of these; the first that fits decides.
 LITERT_NAMES = (
     (r"mtp_pre_proj", PRE),
@@ -74,6 +109,11 @@ class Extraction:
     inferred: tuple[str, ...]
 
 
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that begins with `start` may be safetensors, which have no magic number."""
+    return start[8:9] == b"{"
+
+
 def is_extraction(path: Path, start: bytes) -> bool:
     """Whether `path`, a file that begins with `start` or a directory, is one.
 
@@ -81,12 +121,15 @@ def is_extraction(path: Path, start: bytes) -> bool:
     what every checkpoint of Google's has and no container: the scalar of each layer.
     """
     if not path.is_dir():
-        return start[8:9] == b"{"
+        return is_safetensors(start)
     files = sorted(path.glob("*.safetensors"))
     if not files:
         return False
     config = path / "config.json"
-    if not config.exists() or not read_object(config).get("architectures"):
+    stated = read_object(config) if config.exists() else {}
+    if other_drafter(stated):
+        return False
+    if not stated.get("architectures"):
         return True
     names = (ref.name for file in files for ref in read_safetensors(file).tensors)
     return not any(name.endswith(SCALAR) for name in names)
@@ -123,23 +166,59 @@ def read_extraction(path: Path, base: Half, heads_type: str | None) -> Extractio
 
 def _named(files: list[Path]) -> dict[str, TensorRef]:
     """The tensors of `files` by upstream's names."""
+    refs = [ref for file in files for ref in read_safetensors(file).tensors]
+    _refuse_codes(refs)
     found: dict[str, TensorRef] = {}
-    for file in files:
-        for ref in read_safetensors(file).tensors:
-            name = upstream_name(ref.name)
-            if name is None:
-                raise UnsupportedError(
-                    f"{file}: tensor {ref.name!a} is not known in a drafter, by Hugging Face's "
-                    f"names or LiteRT's"
-                )
-            if name != ORDERING:
-                check_float(ref)
-            other = found.setdefault(name, ref)
-            if other is not ref and not _same(other, ref):
-                raise FormatError(
-                    f"{file}: tensors {other.name!a} and {ref.name!a} both are {name}, and differ"
-                )
+    for ref in refs:
+        name = upstream_name(ref.name)
+        if name is None:
+            raise _unknown(ref)
+        if name != ORDERING:
+            check_float(ref)
+        other = found.setdefault(name, ref)
+        if other is not ref and not _same(other, ref):
+            raise FormatError(
+                f"{ref.file}: tensors {other.name!a} and {ref.name!a} both are {name}, and differ"
+            )
     return found
+
+
+def _refuse_codes(refs: list[TensorRef]) -> None:
+    """Raise UnsupportedError for codes of a quantized matrix: files do not state how they are
+    packed, so that what they stand for would be a guess."""
+    names = {ref.name for ref in refs}
+    # Not MLX's, which are called the same: what `extract --native` writes.
+    native = {f"{name.removesuffix(CODES)}.scales" for name in names if name.endswith(CODES)}
+    refuse_other_layouts(ref for ref in refs if ref.name not in native)
+    for ref in refs:
+        if ref.dtype not in CODE_TYPES or upstream_name(ref.name) == ORDERING:
+            continue
+        stem = ref.name.removesuffix(".weight").removesuffix(CODES)
+        scales = [f"{start}{end}" for start in (ref.name, stem) for end in SCALES]
+        scale = next((name for name in scales if name in names), None)
+        where = f"its scales are in {scale!a}" if scale else "its scales are not in the file"
+        raise UnsupportedError(
+            f"{ref.file}: tensor {ref.name!a} has dtype {ref.dtype}, codes of a quantized matrix "
+            f"({where}), and how they are packed is not stated; expected F32, F16 or BF16: "
+            f"{GIVE_SOURCE}"
+        )
+
+
+def _unknown(ref: TensorRef) -> UnsupportedError:
+    if is_raw_constant(ref.name):
+        return UnsupportedError(
+            f"{ref.file}: tensor {ref.name!a} is a numbered constant of a LiteRT graph, and which "
+            f"weight it is can be told from the graph only: {GIVE_SOURCE}"
+        )
+    return UnsupportedError(
+        f"{ref.file}: tensor {ref.name!a} is not known in a drafter, by the names of Hugging Face, "
+        f"of LiteRT or of the ports that are known (docs/litert.md)"
+    )
+
+
+def is_raw_constant(name: str) -> bool:
+    """Whether `name` is one that LiteRT's converter gave to a constant without a name."""
+    return upstream_name(name) is None and RAW_CONSTANT.search(name) is not None
 
 
 def upstream_name(name: str) -> str | None:
@@ -147,11 +226,11 @@ def upstream_name(name: str) -> str | None:
     if len(name) > MAX_NAME:
         return None
     stem = WRAPPERS.sub("", name, count=1).removesuffix(".weight")
-    if stem in HF_NAMES:
-        return HF_NAMES[stem]
-    layer = HF_LAYER.fullmatch(stem)
-    if layer is not None and layer[2] in HF_LAYER_NAMES:
-        return f"blk.{int(layer[1])}.{HF_LAYER_NAMES[layer[2]]}"
+    if stem in NAMES:
+        return NAMES[stem]
+    layer = LAYER.fullmatch(stem)
+    if layer is not None and layer[2] in LAYER_NAMES:
+        return f"blk.{int(layer[1])}.{LAYER_NAMES[layer[2]]}"
     for pattern, target in LITERT_NAMES:
         match = re.search(pattern, name)
         if match is not None:
@@ -240,6 +319,10 @@ def _stated(directory: Path, ordered: bool) -> list[KeyValue]:
         return []
     config = read_object(path)
     text = config.get("text_config", config)
+    check_settings(config, str(path))
+    if isinstance(text, dict):
+        check_settings(text, str(path))
+        check_rotation(text, str(path))
     rows = [(text, row) for row in STATED]
     if ordered:
         rows.append((config, ("centroid_intermediate_top_k", TOP_K, _size)))

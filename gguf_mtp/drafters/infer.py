@@ -23,7 +23,8 @@ from gguf_mtp.keyvalue import KeyValue, ValueType, array, f32, u32
 from gguf_mtp.model import Half, Tensor, read_tensor
 from gguf_mtp.pairing import kv_owners
 
-Q_NORM = re.compile(r"blk\.(\d+)\.attn_q_norm\.weight")
+LAYER = re.compile(r"blk\.(\d+)\.")
+Q_NORM = "blk.{}.attn_q_norm.weight"
 EPSILON = 1e-6
 CENTROIDS_SCORED = 32
 ROTATED_SHARE = 0.25
@@ -75,12 +76,19 @@ class _Facts:
 
     @cached_property
     def n_layers(self) -> int:
-        matches = map(Q_NORM.fullmatch, self.half.tensor_by_name)
-        layers = sorted(int(match[1]) for match in matches if match)
+        names = self.half.tensor_by_name
+        layers = sorted({int(match[1]) for match in map(LAYER.match, names) if match})
         if not layers or layers != list(range(len(layers))):
             raise FormatError(
-                f"{self.half.origin}: tensors blk.N.attn_q_norm.weight are there for the layers "
-                f"{str(layers)[:60]}, expected 0, 1, 2 and so on"
+                f"{self.half.origin}: has tensors blk.N of the layers {str(layers)[:60]}, "
+                "expected 0, 1, 2 and so on"
+            )
+        bare = [layer for layer in layers if Q_NORM.format(layer) not in names]
+        if bare:
+            raise FormatError(
+                f"{self.half.origin}: no query norm ({Q_NORM.format('N')}) for the layers "
+                f"{str(bare)[:60]}; extractions from LiteRT often lack it: give --heads the "
+                ".tflite or .litertlm package"
             )
         return len(layers)
 
@@ -98,7 +106,7 @@ class _Facts:
         return (SLIDING,) * (self.n_layers - 1) + (FULL,)
 
     def head_dim(self, layer: int) -> int:
-        return self.size(f"blk.{layer}.attn_q_norm.weight", 0, 1)
+        return self.size(Q_NORM.format(layer), 0, 1)
 
     def head_dim_of(self, kind: str) -> int:
         """The head width of one kind of layers; the base's where the drafter has none."""

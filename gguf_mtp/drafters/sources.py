@@ -16,6 +16,7 @@ from gguf_mtp.drafters.families import FAMILIES, family_of
 from gguf_mtp.drafters.infer import complete
 from gguf_mtp.drafters.translate import dialect_of, to_upstream
 from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.gemma4.vocabulary import has_tokenizer
 from gguf_mtp.keyvalue import KeyValue, string, strings
 from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.namespace import PREFIX, TOKENIZER, is_merged
@@ -23,9 +24,10 @@ from gguf_mtp.notes import Note
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.checkpoint import read_checkpoint
 from gguf_mtp.readers.gguf import MAGIC, GgufFile
-from gguf_mtp.readers.litertlm import MAGIC as LITERTLM_MAGIC
+from gguf_mtp.readers.litertlm import first_bytes, is_litertlm, is_tflite
+from gguf_mtp.readers.other_files import other_file
 from gguf_mtp.readers.parts import read_gguf_parts
-from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.readers.source import explaining_pieces
 
 
 @dataclass(frozen=True)
@@ -52,28 +54,33 @@ class HeadsSource:
     read: Callable[[Path, Half, str | None], Heads]
 
 
-FIRST_BYTES = 16
-
-
 def read_heads(path: Path, base: Half, heads_type: str | None) -> Heads:
     """The heads at `path`, whatever they are, for `base`.
 
     Raises FormatError and UnsupportedError, naming file and field.
     """
-    start = b""
-    if not path.is_dir():
-        with SourceFile(path) as source:
-            start = source.read(0, min(FIRST_BYTES, source.size))
+    start = b"" if path.is_dir() else first_bytes(path)
     for source_kind in SOURCES:
         if source_kind.found(path, start):
             return source_kind.read(path, base, heads_type)
+    other = other_file(start)
+    if other is not None:
+        raise UnsupportedError(f"{path}: is {other}")
     known = ", ".join(source_kind.name for source_kind in SOURCES)
-    raise FormatError(f"{path}: begins with {start[:8]!r}: none of the known heads ({known})")
+    with explaining_pieces(path):
+        raise FormatError(
+            f"{path}: unrecognized heads file, begins with {start[:8]!r}; supported: {known}"
+        )
 
 
 def _read_checkpoint(path: Path, base: Half, heads_type: str | None) -> Heads:
+    # Imported here as below: what other heads do without.
+    from gguf_mtp.drafters.vocabulary import check_neighbour
+
     tokenizer = [key for key in base.keys if key.name.startswith(TOKENIZER)]
-    return Heads(assistant_from_checkpoint(read_checkpoint(path), heads_type or "auto", tokenizer))
+    checkpoint = read_checkpoint(path)
+    drafter = assistant_from_checkpoint(checkpoint, heads_type or "auto", tokenizer)
+    return Heads(drafter, notes=() if has_tokenizer(checkpoint) else check_neighbour(path, base))
 
 
 def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
@@ -87,9 +94,11 @@ def _read_gguf(path: Path, base: Half, heads_type: str | None) -> Heads:
 def _read_litertlm(path: Path, base: Half, heads_type: str | None) -> Heads:
     # Imported here: a dozen modules that other heads do without.
     from gguf_mtp.drafters.litert.gguf import drafter_from_litertlm
+    from gguf_mtp.drafters.vocabulary import check_package
 
     found = drafter_from_litertlm(path, base, heads_type)
-    return Heads(found.drafter, facts=found.facts, notes=found.notes)
+    notes = (*found.notes, *check_package(path, base))
+    return Heads(found.drafter, facts=found.facts, notes=notes)
 
 
 def heads_from_gguf(file: GgufFile, base: Half) -> Heads:
@@ -148,16 +157,19 @@ def inferred_note(path: Path, names: Sequence[str]) -> tuple[Note, ...]:
 
 
 def _read_extraction(path: Path, base: Half, heads_type: str | None) -> Heads:
+    from gguf_mtp.drafters.vocabulary import check_neighbour
+
     found = read_extraction(path, base, heads_type)
-    note = inferred_note(path, found.inferred)
-    return Heads(found.drafter, facts=inferred_key(found.inferred), notes=note)
+    notes = (*inferred_note(path, found.inferred), *check_neighbour(path, base))
+    return Heads(found.drafter, facts=inferred_key(found.inferred), notes=notes)
 
 
 # In order: the first row that finds its kind reads it. Magics come before safetensors files, which
 # have none and are only guessed at.
 SOURCES = (
     HeadsSource("GGUF", lambda path, start: start.startswith(MAGIC), _read_gguf),
-    HeadsSource(".litertlm", lambda path, start: start.startswith(LITERTLM_MAGIC), _read_litertlm),
+    HeadsSource(".litertlm", lambda path, start: is_litertlm(start), _read_litertlm),
+    HeadsSource(".tflite", lambda path, start: is_tflite(start), _read_litertlm),
     HeadsSource("safetensors", is_extraction, _read_extraction),
     HeadsSource("a checkpoint directory", lambda path, start: path.is_dir(), _read_checkpoint),
 )

@@ -1,6 +1,7 @@
 """The `.litertlm` container: magic, version, a FlatBuffers header, sections on 16 KiB boundaries.
 
-Source: LiteRT-LM ``schema/core/litertlm_header_schema.fbs`` and its official builder.
+A bare `.tflite`, one section that an unpacker wrote to a file of its own, is read as a package of
+that section. Source: LiteRT-LM ``schema/core/litertlm_header_schema.fbs`` and its official builder.
 """
 
 import struct
@@ -10,7 +11,9 @@ from typing import Any
 
 from gguf_mtp.errors import FormatError, UnsupportedError
 from gguf_mtp.readers.flatbuffer import Flatbuffer, Table
+from gguf_mtp.readers.other_files import other_file
 from gguf_mtp.readers.source import SourceFile
+from gguf_mtp.readers.tflite import IDENTIFIER
 
 MAGIC = b"LITERTLM"
 MAJOR_VERSION = 1
@@ -18,15 +21,19 @@ PREFIX_BYTES = 32
 BLOCK_BYTES = 16 * 1024
 # The official C++ reader's limit.
 MAX_HEADER_BYTES = 16 * 1024
+# What is read to see which kind of file it is.
+START_BYTES = 16
 TFLITE_MODEL = "TFLiteModel"
 TFLITE_WEIGHTS = "TFLiteWeights"
+SP_TOKENIZER = "SP_Tokenizer"
+HF_TOKENIZER = "HF_Tokenizer_Zlib"
 KINDS = {
     1: "GenericBinaryData",
     2: "Deprecated",
     3: TFLITE_MODEL,
-    4: "SP_Tokenizer",
+    4: SP_TOKENIZER,
     5: "LlmMetadataProto",
-    6: "HF_Tokenizer_Zlib",
+    6: HF_TOKENIZER,
     7: TFLITE_WEIGHTS,
     8: "EmbeddingMetadataProto",
     9: "ExecutorMetadataProto",
@@ -63,13 +70,21 @@ class Section:
 
 @dataclass(frozen=True)
 class LitertlmFile:
-    """A package's header: its version, what it says of itself, its sections in order."""
+    """A package's header: its version, what it says of itself, its sections in order.
+
+    `version` is None for a bare `.tflite`, whose only section is the whole file.
+    """
 
     path: Path
     size: int
-    version: tuple[int, int, int]
+    version: tuple[int, int, int] | None
     metadata: dict[str, Any]
     sections: tuple[Section, ...]
+
+    @property
+    def version_text(self) -> str | None:
+        """The version with dots, None for a bare `.tflite`."""
+        return None if self.version is None else ".".join(str(part) for part in self.version)
 
     def find(self, kind: str, model_type: str) -> tuple[Section, ...]:
         """The sections of `kind` that belong to the model `model_type`."""
@@ -80,10 +95,36 @@ class LitertlmFile:
         )
 
 
-def is_litertlm(path: Path) -> bool:
-    """Whether the file at `path` begins like a package."""
+def is_litertlm(start: bytes) -> bool:
+    """Whether a file that begins with `start` is a package."""
+    return start.startswith(MAGIC)
+
+
+def is_tflite(start: bytes) -> bool:
+    """Whether a file that begins with `start` is a TFLite model."""
+    return start[4:8] == IDENTIFIER
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first `START_BYTES` bytes of the file at `path`, fewer where it is shorter."""
     with SourceFile(path) as source:
-        return source.read(0, min(len(MAGIC), source.size)) == MAGIC
+        return source.read(0, min(START_BYTES, source.size))
+
+
+def read_package(path: Path) -> LitertlmFile:
+    """The package at `path`, or the bare `.tflite` there as a package of one section.
+
+    Raises FormatError, and UnsupportedError where the file is of another kind that is known.
+    """
+    start = first_bytes(path)
+    if is_tflite(start):
+        with SourceFile(path) as source:
+            whole = Section(0, TFLITE_MODEL, 0, source.size, {})
+            return LitertlmFile(path, source.size, None, {}, (whole,))
+    other = other_file(start)
+    if other is not None:
+        raise UnsupportedError(f"{path}: is {other}")
+    return read_litertlm(path)
 
 
 def read_litertlm(path: Path) -> LitertlmFile:
@@ -97,7 +138,10 @@ def read_litertlm(path: Path) -> LitertlmFile:
         prefix = struct.unpack("<8s3IIQ", source.read(0, PREFIX_BYTES))
         magic, version, reserved, end = prefix[0], prefix[1:4], prefix[4], prefix[5]
         if magic != MAGIC:
-            raise FormatError(f"{path}: begins with {magic!r}, expected {MAGIC!r}")
+            raise FormatError(
+                f"{path}: begins with {magic!r}, expected {MAGIC!r} (a .litertlm package) or "
+                f"{IDENTIFIER!r} at byte 4 (a .tflite)"
+            )
         if version[0] != MAJOR_VERSION:
             raise UnsupportedError(
                 f"{path}: container version {version[0]}.{version[1]}.{version[2]}, "

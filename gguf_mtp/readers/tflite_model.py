@@ -143,8 +143,8 @@ def locate(tensor: TfliteTensor, weights: Place | None, where: str) -> Place:
             raise UnsupportedError(f"{what} has packing {place.packing!a}, expected 'unpacked'")
         if weights is None:
             raise FormatError(
-                f"{what} has its bytes outside of the model, but the package has no section of "
-                "TFLiteWeights for it"
+                f"{what} has its bytes outside of the model, and there is no section of "
+                "TFLiteWeights with them; give the complete .litertlm package"
             )
         if place.offset + place.nbytes > weights.nbytes:
             raise FormatError(

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gguf_mtp.drafters.litert.package import LitertDrafter, provenance
 from gguf_mtp.drafters.litert.settings import configuration
 from gguf_mtp.drafters.litert.weights import Weight
-from gguf_mtp.errors import FormatError, OutputError
+from gguf_mtp.errors import FormatError, OutputError, brief
 from gguf_mtp.output import OutputFile, check_output, publish_all
 from gguf_mtp.provenance import CONVERTER
 from gguf_mtp.readers.source import SourceFile, name_as_text
@@ -106,10 +106,11 @@ def write_checkpoint(
     checkpoint, last. Raises OutputError, or FormatError when the package changes meanwhile.
     """
     advance = progress or (lambda nbytes: None)
-    floats = float_entries(drafter)
-    natives = native_entries(drafter) if native else []
-    needed = sum(entry.nbytes for entry in (*floats, *natives))
-    names = [WEIGHTS, *([NATIVE] if native else []), PROVENANCE, CONFIG]
+    entries = {WEIGHTS: float_entries(drafter)}
+    if native:
+        entries[NATIVE] = native_entries(drafter)
+    needed = sum(entry.nbytes for listed in entries.values() for entry in listed)
+    names = [*entries, PROVENANCE, CONFIG]
     with _made(directory), SourceFile(drafter.path) as source, ExitStack() as outputs:
         for name in names:
             check_output(directory / name, [drafter.path], force=force, needed=needed)
@@ -123,17 +124,18 @@ def write_checkpoint(
         }
         metadata = {"format": "pt", "source": name_as_text(drafter.path), "sha256": facts["sha256"]}
         contents = {
-            WEIGHTS: _safetensors(floats, metadata, source, advance),
-            NATIVE: _safetensors(natives, metadata, source, advance),
-            PROVENANCE: _json(facts),
-            CONFIG: _json(configuration(drafter)),
+            name: _safetensors(listed, metadata, source, advance)
+            for name, listed in entries.items()
         }
+        contents |= {PROVENANCE: _json(facts), CONFIG: _json(configuration(drafter))}
         files = []
         for name in names:
             pieces, nbytes = contents[name]
             file = OutputFile(directory / name, nbytes, vouches=name == CONFIG)
             files.append(outputs.enter_context(file))
             _write(file, pieces, nbytes)
+            if name in entries:
+                _check_readable(file, entries[name])
         source.check_unchanged()
         publish_all(files)
     return facts
@@ -195,6 +197,26 @@ def _safetensors(
                 advance(len(data))
 
     return pieces(), 8 + len(encoded) + at
+
+
+def _check_readable(file: OutputFile, entries: list[Entry]) -> None:
+    """Raise OutputError unless the safetensors library finds the tensors of `entries` in `file`.
+
+    It is what others read the file with. Its own writer is not used: that takes all tensors in
+    memory at once, and makes a temporary file under a name of its own.
+    """
+    # Imported here: only `extract` writes such files.
+    import safetensors
+
+    expected = [(entry.name, entry.dtype, list(entry.shape)) for entry in entries]
+    try:
+        with safetensors.safe_open(file.temp, framework="numpy") as opened:
+            slices = [(name, opened.get_slice(name)) for name in sorted(opened.keys())]
+            found = [(name, part.get_dtype(), part.get_shape()) for name, part in slices]
+    except (safetensors.SafetensorError, OSError) as error:
+        raise OutputError(f"{file.path}: what was written cannot be read: {error}") from None
+    if found != sorted(expected):
+        raise OutputError(f"{file.path}: reads back as {brief(found)}, expected {brief(expected)}")
 
 
 def _write(output: OutputFile, pieces: Iterable[bytes], nbytes: int) -> None:

@@ -52,15 +52,18 @@ class Findings:
     cache_type: str
 
 
+def is_drafter(signature: Signature) -> bool:
+    """Whether `signature` has the inputs and outputs by which LiteRT-LM calls a drafter."""
+    return (
+        set(INPUTS) <= set(signature.inputs)
+        and set(OUTPUTS) <= set(signature.outputs)
+        and any(CACHE.fullmatch(name) for name in signature.inputs)
+    )
+
+
 def pick_signature(where: str, signatures: tuple[Signature, ...]) -> Signature:
     """The drafter's entry point, told by the names of its inputs and outputs."""
-    matching = [
-        item
-        for item in signatures
-        if set(INPUTS) <= set(item.inputs)
-        and set(OUTPUTS) <= set(item.outputs)
-        and any(CACHE.fullmatch(name) for name in item.inputs)
-    ]
+    matching = [item for item in signatures if is_drafter(item)]
     if len(matching) != 1:
         listed = ", ".join(repr(item.key) for item in signatures) or "none"
         raise FormatError(

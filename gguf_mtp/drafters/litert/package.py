@@ -1,4 +1,5 @@
-"""The drafter of a `.litertlm` package: found, understood, every weight located and checked."""
+"""The drafter of a `.litertlm` package or `.tflite`: found, understood, every weight located and
+checked."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,7 +10,12 @@ import numpy as np
 
 from gguf_mtp.drafters.litert.claims import check_claims
 from gguf_mtp.drafters.litert.dataflow import Dataflow
-from gguf_mtp.drafters.litert.findings import Findings, pick_signature, read_findings
+from gguf_mtp.drafters.litert.findings import (
+    Findings,
+    is_drafter,
+    pick_signature,
+    read_findings,
+)
 from gguf_mtp.drafters.litert.hints import check_names
 from gguf_mtp.drafters.litert.identify import Found, identify
 from gguf_mtp.drafters.litert.weights import Weight, read_weight
@@ -20,7 +26,7 @@ from gguf_mtp.readers.litertlm import (
     TFLITE_WEIGHTS,
     LitertlmFile,
     Section,
-    read_litertlm,
+    read_package,
 )
 from gguf_mtp.readers.source import SourceFile
 from gguf_mtp.readers.tflite import read_tflite
@@ -71,10 +77,12 @@ class LitertDrafter:
 
 
 def drafter_section(file: LitertlmFile) -> Section:
-    """The section that holds the drafter's model.
+    """The section that holds the drafter's model; of a bare `.tflite` its only one.
 
     Raises FormatError or UnsupportedError, saying what the package holds instead.
     """
+    if file.version is None:
+        return file.sections[0]
     found = file.find(TFLITE_MODEL, DRAFTER)
     if len(found) == 1:
         return found[0]
@@ -106,21 +114,23 @@ def section_name(section: Section) -> str:
 
 
 def read_section_model(file: LitertlmFile, source: SourceFile, section: Section) -> TfliteModel:
-    where = f"{file.path}: {section_name(section)}"
+    where = f"{file.path}: {section_name(section)}" if file.version else f"{file.path}"
     return read_tflite(source, section.begin, section.end, where)
 
 
 def read_drafter(path: Path, *, ignore_names: bool = False) -> LitertDrafter:
-    """The drafter in the package at `path`. No weight's values are read.
+    """The drafter in the package or bare `.tflite` at `path`. No weight's values are read.
 
     With `ignore_names` tensor names that contradict the dataflow are no error. Raises FormatError
     and UnsupportedError; see the modules of the single steps.
     """
-    file = read_litertlm(path)
+    file = read_package(path)
     section = drafter_section(file)
     outside = weights_section(file, DRAFTER)
     with SourceFile(path) as source:
         model = read_section_model(file, source, section)
+        if file.version is None:
+            _require_drafter(model)
         signature = pick_signature(model.where, model.signatures)
         place = None if outside is None else Place(outside.begin, outside.nbytes)
         flow = Dataflow(source, model, signature.graph, place)
@@ -142,6 +152,18 @@ def read_drafter(path: Path, *, ignore_names: bool = False) -> LitertDrafter:
     )
 
 
+def _require_drafter(model: TfliteModel) -> None:
+    """Raise UnsupportedError for another model of a package, which has no section header to say
+    what it is."""
+    if any(is_drafter(signature) for signature in model.signatures):
+        return
+    listed = ", ".join(repr(item.key) for item in model.signatures) or "none"
+    raise UnsupportedError(
+        f"{model.where}: is a TFLite model but not an MTP drafter (signatures: {listed}); give "
+        f"the package's section {DRAFTER}, or the whole .litertlm package"
+    )
+
+
 def _scaled(weight: Weight, factor: float) -> Weight:
     if weight.scales is None:
         return replace(weight, factor=factor)
@@ -151,6 +173,8 @@ def _scaled(weight: Weight, factor: float) -> Weight:
 def _embedding_scale(file: LitertlmFile, source: SourceFile, backbone: int) -> EmbeddingScale:
     """Whether the embedder's graph multiplies by a number near sqrt(backbone)."""
     sections = file.find(TFLITE_MODEL, EMBEDDER)
+    if file.version is None:
+        return EmbeddingScale(None, "unknown: a .tflite comes without the package's embedder")
     if len(sections) != 1:
         return EmbeddingScale(None, f"unknown: the package has {len(sections)} {EMBEDDER} sections")
     outside = weights_section(file, EMBEDDER)
@@ -173,8 +197,9 @@ def provenance(drafter: LitertDrafter) -> dict[str, Any]:
     Values are strings, numbers, booleans and lists of strings; what is unknown is left out.
     """
     file, findings, found = drafter.file, drafter.findings, drafter.found
+    version = file.version_text
     facts: dict[str, Any] = {
-        "container_version": ".".join(str(part) for part in file.version),
+        **({} if version is None else {"container_version": version}),
         "sections": [
             f"{section.index} {section.model_type or section.kind} {section.begin} {section.end}"
             for section in (drafter.section, drafter.weights_section)
