@@ -72,7 +72,7 @@ def test_a_wrong_option_exits_with_2(verb: str) -> None:
         ("split BASE --base-out x.gguf", "which convert makes"),
         ("split MERGED", "give --base-out, --heads-out or both"),
         ("verify MERGED", "convert --verify leaves one"),
-        ("inspect TARGET", "name a GGUF or .litertlm file in it"),
+        ("inspect TARGET", "name a GGUF, .litertlm, .tflite or .safetensors file in it"),
         ("card BASE", "gguf-mtp convert puts some in"),
         ("conver --base x", "Did you mean convert?"),
         ("doctr", "Did you mean doctor?"),
@@ -246,6 +246,12 @@ def test_colours_and_no_colours(tiny_merged: Path, tiny_drafter: Path, tmp_path:
     assert "\x1b[32mok" in coloured
     plain = on_a_terminal(80, "doctor", NO_COLOR="1")
     assert "\x1b[" not in plain
+    # Something that is missing, too: only its state has a style.
+    nothing = {"LLAMA_CPP_LIB_PATH": str(tmp_path / "none")}
+    assert "\x1b[31mmissing \x1b[0mllama.cpp  " in on_a_terminal(80, "doctor", **nothing)
+    without = on_a_terminal(80, "doctor", NO_COLOR="1", **nothing)
+    assert "missing llama.cpp  " in without
+    assert "\x1b[" not in without
     bar = on_a_terminal(80, *convert, "-o", tmp_path / "m.gguf", NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*m", re.sub(r"\x1b\[0?m", "", bar))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 import tiny
 from gguf_bytes import ARCH, STRING, U32, Info, array, build, pair, text, u32
@@ -19,6 +20,7 @@ from gguf_mtp.api import convert, plan_convert, split
 from gguf_mtp.drafters.litert.package import read_drafter
 from gguf_mtp.errors import FormatError, GgufMtpError
 from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.sentencepiece_model import read_pieces
 from hostile.gguf import parts_of
 from hostile.packages import Bytes, graph, put_input
 from litert_fixtures import fixture
@@ -26,6 +28,8 @@ from litert_fixtures import fixture
 F32, F64 = 0, 28
 WRAP = 1 << 64
 TEMPLATE = "{{ cycler.__init__.__globals__.os.system('touch RENDERED') }}"
+# A piece of 4 GiB in a SentencePiece model of 6 bytes.
+CRAFTED_PIECES = b"\x0a\xff\xff\xff\xff\x0f"
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "tools" / "requirements-fixture.txt"
 
 
@@ -119,14 +123,22 @@ def test_cve_2024_8063(tmp_path: Path) -> None:
 
 
 def test_cve_2026_1260(tmp_path: Path, tiny_drafter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sentencepiece before 0.2.1 read past what a crafted model file gave it. It is no dependency
-    here, ``tokenizer.model`` is never opened, and the tools that need it pin a later version."""
-    assert not any("sentencepiece" in line for line in requires("gguf-mtp") or [])
-    pinned = [line for line in REQUIREMENTS.read_text().splitlines() if "sentencepiece" in line]
-    version = pinned[0].split("==")[1].split()[0]
-    assert tuple(map(int, version.split("."))) >= (0, 2, 1)
+    """sentencepiece before 0.2.1 read past what a crafted model file gave it. A later version is
+    required, the bounds of the pieces are checked before it gets them, and a checkpoint's
+    ``tokenizer.model`` is not opened."""
+    (needed,) = (line for line in requires("gguf-mtp") or [] if "sentencepiece" in line)
+    (pinned,) = (line for line in REQUIREMENTS.read_text().splitlines() if "sentencepiece" in line)
+    for version in (needed.split(">=")[1], pinned.split("==")[1].split()[0]):
+        assert tuple(map(int, version.split("."))) >= (0, 2, 1)
+    given: list[bytes] = []
+    monkeypatch.setattr(
+        sentencepiece, "SentencePieceProcessor", lambda model_proto: given.append(model_proto)
+    )
+    with pytest.raises(FormatError, match=r"h\.spiece: .* past the end, 6, at byte 1"):
+        read_pieces(CRAFTED_PIECES, "h.spiece")
+    assert given == []
     target = tiny.write_target(tmp_path / "t")
-    (target / "tokenizer.model").write_bytes(b"\x0a\xff\xff\xff\xff\x0f")
+    (target / "tokenizer.model").write_bytes(CRAFTED_PIECES)
     opened: list[str] = []
     real = os.open
 

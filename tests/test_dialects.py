@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import tiny
 from gguf_mtp.api import convert, plan_convert, split
+from gguf_mtp.cli import inspect
 from gguf_mtp.drafters import dialects, translate
 from gguf_mtp.drafters.dialects import BY_NAME, WRITABLE, Dialect, Key
 from gguf_mtp.drafters.infer import complete
@@ -97,7 +99,12 @@ NAMES: dict[str, dict[str, Any]] = {
             "centroid_top_k": tiny.TOP_K,
             "use_ordered_embeddings": True,
         },
-        "absent": ["nextn_predict_layers", "embedding_length_out"],
+        "absent": [
+            "nextn_predict_layers",
+            "embedding_length_out",
+            "attention.shared_kv_layers",
+            "embedding_length_per_layer_input",
+        ],
         "tensors": {
             "mtp_pre_proj.weight": "nextn.pre_projection.weight",
             "mtp_post_proj.weight": "nextn.post_projection.weight",
@@ -399,6 +406,24 @@ def test_rotation_is_the_bases(tmp_path: Path, files: dict[str, Path]) -> None:
         plan_convert(base, files["atomic"])
 
 
+def test_keys_that_ik_files_never_have(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Stated nevertheless, they serve the merged file and do not come back."""
+    stated = (
+        u32("gemma4_mtp.attention.shared_kv_layers", 2),
+        u32("gemma4_mtp.embedding_length_per_layer_input", 0),
+    )
+    odd = edited(files, "ik", tmp_path / "h.gguf", keys={key.name: key for key in stated})
+    for heads, name in ((odd, "odd"), (files["ik"], "usual")):
+        convert(files["base"], heads, tmp_path / f"{name}.gguf")
+        found = values(tmp_path / f"{name}.gguf")
+        assert found["mtp.gemma4-assistant.attention.shared_kv_layers"] == 2
+        assert found["mtp.gemma4-assistant.embedding_length_per_layer_input"] == 0
+        assert "mtp.source.inferred" not in found
+        split(tmp_path / f"{name}.gguf", None, tmp_path / f"{name}-ik.gguf", dialect="ik")
+        back = foreign(tmp_path / f"{name}-ik.gguf", tmp_path / f"{name}-back.gguf")
+        assert values(back) == values(files["ik"])
+
+
 def test_a_further_dialect_is_a_row(
     tmp_path: Path, files: dict[str, Path], tiny_merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +525,26 @@ def test_heads_of_an_overlay(
     assert {key: value for key, value in found.items() if key.startswith(arch)} == expected
     assert found["mtp.source.dialect"] == "overlay"
     assert "gemma4-assistant.attention.head_count_kv" in found["mtp.source.inferred"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_overlay_is_inspected(tmp_path: Path, files: dict[str, Path], alone: bool) -> None:
+    """Heads in a base are not counted as the base's tensors; alone they are all of the file."""
+    path = overlay(files["base"], files["masked-embedding"], tmp_path / "o.gguf", alone=alone)
+    found = inspect.summary(read_gguf(path))
+    counted = read_gguf(path if alone else files["base"]).tensors
+    assert sum(found["types"].values()) == len(counted)
+    assert found["bytes"] == sum(ref.nbytes for ref in counted)
+    # Its file states no count: it is that of the centroids.
+    assert found["ordered_head"] == {
+        "centroids": tiny.CENTROIDS,
+        "top_k": None,
+        "rows_sorted": False,
+        "carried": False,
+    }
+    lines = CliRunner().invoke(inspect.command, [str(path)]).stdout.splitlines()
+    whose = BY_NAME["overlay"].whose
+    assert f"  MTP heads  those of {whose}: --heads takes this file" in lines
 
 
 def test_base_with_an_overlay(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ from demo import same_text
 from edited_gguf import all_of, edited, with_keys, with_token_types
 from gguf_mtp import api
 from gguf_mtp.keyvalue import u32
+from gguf_mtp.readers.tail import read_footer
 from gguf_mtp.validate.prompts import load_prompts
 from llama_programs import programs, speculative_simple
 from pair_files import Files
@@ -51,7 +52,7 @@ def test_an_unpatched_loader_gets_the_base_values(files: Files, base: Path, tmp_
     """The heads' GGUF cut out of a tail runs in a stock build, with the base's EOS."""
     merged = Path(shutil.copy(base, tmp_path / "merged.gguf"))
     api.attach(merged, files.heads)
-    footer = api.read_footer(merged)
+    footer = read_footer(merged)
     assert footer is not None
     begin, end = footer.heads_window
     heads = tmp_path / "cut.gguf"

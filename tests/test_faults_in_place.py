@@ -12,10 +12,11 @@ import pytest
 from fault_cases import Inputs, make_inputs
 from faults import STEPS, Action, FaultServer, Kind, Run
 from gguf_mtp.errors import FormatError
-from gguf_mtp.ggml import F32
+from gguf_mtp.ggml import type_by_id
 from gguf_mtp.model import Tensor, half_from_gguf, read_tensor
 from gguf_mtp.plan import plan
 from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.readers.source import TensorRef
 from gguf_mtp.readers.tail import read_footer
 from gguf_mtp.tail import read_tail
 from llama_programs import programs, speculative_simple
@@ -180,11 +181,15 @@ def test_stock_llama_cpp_loads_what_is_left(
 def test_a_base_of_20_gb_in_1_gib_of_address_space(
     server: FaultServer, inputs: Inputs, tmp_path: Path
 ) -> None:
-    """Its last tensor is a hole; heads go behind it, and come off again."""
+    """Its last tensor is a hole, of a type whose size only the file tells; heads are appended to it
+    and come off again."""
     half = half_from_gguf(read_gguf(inputs.base))
-    hole = Tensor("hole.weight", F32, (5_000_000, 1000), b"")
-    layout = plan(half.keys, (*half.tensors, hole))
     path, copy = tmp_path / "huge.gguf", tmp_path / "heads.gguf"
+    name, number = "output.weight", type_by_id(255)
+    shape = half.tensor_by_name["token_embd.weight"].shape
+    span = TensorRef(name, number.name, shape, path, 0, 20 * 10**9)
+    hole = Tensor(name, number, shape, span, verbatim=True)
+    layout = plan(half.keys, (*half.tensors, hole))
     with path.open("wb") as file:
         file.write(layout.header({}))
         for slot in layout.slots[:-1]:

@@ -33,6 +33,16 @@ INTEGERS = {
     ValueType.INT64: (-(1 << 63), (1 << 63) - 1),
 }
 names = st.text("abcXYZ019._-é", min_size=1, max_size=24)
+NUMBERS = (*TYPES.values(), *map(type_by_id, UNKNOWN_IDS))
+# Tensors that a base may have or not, and their shapes: with any of these it is a whole model.
+OPTIONAL = {
+    "output.weight": (tiny.VOCAB_SIZE, tiny.HIDDEN),
+    **{
+        f"{matrix}.{scale}": (1,)
+        for matrix in ("output", "blk.0.attn_q", "blk.4.ffn_down")
+        for scale in ("scale", "input_scale")
+    },
+}
 
 
 def scalars(kind: ValueType) -> st.SearchStrategy[int | float | bool]:
@@ -77,13 +87,31 @@ def tensors(draw: st.DrawFn, alignment: int) -> tuple[Tensor, ...]:
     found = []
     for name in draw(st.lists(names, max_size=5, unique=True)):
         shape = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
-        number = draw(st.sampled_from((*TYPES.values(), *map(type_by_id, UNKNOWN_IDS))))
+        number = draw(st.sampled_from(NUMBERS))
         shape = (*shape, number.block_values or draw(st.integers(1, 40)))
-        units = draw(st.integers(1, 3))
-        nbytes = number.nbytes(shape) if number.is_known else alignment * units
-        data = (tiny.noise(name, (nbytes,), "F16") * 2)[:nbytes]
-        found.append(Tensor(f"x.{name}", number, shape, data, verbatim=True))
+        found.append(filled(f"x.{name}", number, shape, alignment * draw(st.integers(1, 3))))
     return tuple(found)
+
+
+@st.composite
+def optional_tensors(draw: st.DrawFn, alignment: int) -> tuple[Tensor, ...]:
+    """Some of `OPTIONAL`, in any order and in any type that fits their rows."""
+    found = []
+    for name in draw(st.lists(st.sampled_from(list(OPTIONAL)), unique=True)):
+        fitting = [number for number in NUMBERS if fits(number, OPTIONAL[name])]
+        number, units = draw(st.sampled_from(fitting)), draw(st.integers(1, 3))
+        found.append(filled(name, number, OPTIONAL[name], alignment * units))
+    return tuple(found)
+
+
+def fits(number: GgmlType, shape: tuple[int, ...]) -> bool:
+    return not number.is_known or number.fits(shape)
+
+
+def filled(name: str, number: GgmlType, shape: tuple[int, ...], unknown_bytes: int) -> Tensor:
+    """A tensor of made-up bytes: `unknown_bytes` of them where its type does not say how many."""
+    nbytes = number.nbytes(shape) if number.is_known else unknown_bytes
+    return Tensor(name, number, shape, tiny.noise(name, (nbytes,), "F16")[:nbytes], verbatim=True)
 
 
 @dataclass(frozen=True)
@@ -107,13 +135,11 @@ def loaded(path: Path) -> Half:
     return replace(half, keys=own, tensors=items)
 
 
-def retyped(tensor: Tensor, number: GgmlType) -> Tensor:
-    """The tensor in another type, its bytes made up."""
-    if not number.is_known or not number.fits(tensor.shape) or tensor.type is not TYPES["Q8_0"]:
+def retyped(tensor: Tensor, old: str, number: GgmlType, unknown_bytes: int) -> Tensor:
+    """A tensor of type `old` in another that fits, its bytes made up; others as they are."""
+    if tensor.type is not TYPES[old] or not fits(number, tensor.shape):
         return tensor
-    nbytes = number.nbytes(tensor.shape)
-    data = tiny.noise(tensor.name, (nbytes,), "F16")[:nbytes]
-    return replace(tensor, type=number, source=data)
+    return filled(tensor.name, number, tensor.shape, unknown_bytes)
 
 
 @contextmanager
@@ -139,14 +165,16 @@ def same(first: Path, second: Path) -> None:
 def test_split_undoes_convert(pair: Pair, data: st.DataObject) -> None:
     alignment = data.draw(st.sampled_from((8, 32, 64, 4096)), "alignment")
     added = data.draw(keys("x."), "base keys")
-    extra = data.draw(tensors(alignment), "base tensors")
+    extra = data.draw(optional_tensors(alignment), "base tensors")
     where = data.draw(st.integers(0, len(pair.base.tensors)), "where")
+    base_number = data.draw(st.sampled_from(NUMBERS), "type of the base's matrices")
     base_keys = (*pair.base.keys, u32("general.alignment", alignment), *added)
-    base_tensors = (*pair.base.tensors[:where], *extra, *pair.base.tensors[where:])
+    original = [retyped(item, "BF16", base_number, alignment) for item in pair.base.tensors]
+    base_tensors = (*original[:where], *extra, *original[where:])
     own = data.draw(keys("gemma4-assistant.x."), "heads keys")
     other = data.draw(keys("x."), "other heads keys")
     number = data.draw(st.sampled_from((F32, *TYPES.values())), "type of the heads' matrices")
-    heads_tensors = tuple(retyped(item, number) for item in pair.heads.tensors)
+    heads_tensors = tuple(retyped(item, "Q8_0", number, alignment) for item in pair.heads.tensors)
     dialect = data.draw(st.sampled_from([name for name in WRITABLE if name != "ik"]), "dialect")
     with scratch() as root:
         base, heads, merged = (root / f"{name}.gguf" for name in ("base", "heads", "merged"))

@@ -53,10 +53,17 @@ def command(
 
 
 def gather(merged: Path, *, quiet: bool) -> Facts:
-    """All that the card says of the file. Raises UnsupportedError for one without heads."""
+    """All that the card says of the file. Raises UnsupportedError for one without heads, and for a
+    part of a model."""
     tail = read_tail(merged)
     gguf = read_gguf(merged) if tail is None else tail.base
     found = summary(gguf, tail)
+    parts = found["parts"]
+    if parts is not None:
+        raise UnsupportedError(
+            f"{merged}: is part {parts['number']} of {parts['count']}, expected a merged file in "
+            f"one piece; join the parts with llama-gguf-split --merge"
+        )
     if found["heads"] is None:
         raise UnsupportedError(f"{merged}: has no MTP heads; gguf-mtp convert puts some in")
     keys: dict[str, Any] = {

@@ -9,7 +9,7 @@ from rich.text import Text
 from gguf_mtp.cli.show import hanging, printable
 from gguf_mtp.doctor import MISSING, OK, WARN, Examination, examine
 
-STYLES = {OK: "green", WARN: "yellow", MISSING: "bold red"}
+STYLES = {OK: "green", WARN: "yellow", MISSING: "red"}
 MAX_TEXT = 300
 FIRST = """next: gguf-mtp convert --base google/gemma-4-E2B-it \\
         --heads google/gemma-4-E2B-it-assistant -o ."""
@@ -41,9 +41,9 @@ def _print(found: Examination) -> None:
     console = Console(soft_wrap=True, highlight=False)
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
-        line = Text(f"{check.state:8}", STYLES[check.state])
+        line = Text().append(f"{check.state:8}", STYLES[check.state])
         text = hanging(printable(check.text, MAX_TEXT), 8 + width + 2)
-        line.append(f"{check.name:{width}}  {text}", "default")
+        line.append(f"{check.name:{width}}  {text}")
         console.print(line)
     for step in found.next_steps():
         console.print(Text(f"next: {hanging(step, 6)}"))

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,19 +23,25 @@ from gguf_mtp.cli.show import (
     wide_console,
 )
 from gguf_mtp.drafters.carried import CARRIED
-from gguf_mtp.drafters.dialects import DIALECTS
+from gguf_mtp.drafters.dialects import COUNT, DIALECTS, TOP_K, UPSTREAM, Dialect
 from gguf_mtp.drafters.extraction import is_safetensors
 from gguf_mtp.drafters.families import MTP, find_family
-from gguf_mtp.drafters.ordered_head import COUNT_KEY, TOP_K_KEY
-from gguf_mtp.errors import FormatError, UnsupportedError
+from gguf_mtp.drafters.ordered_head import CENTROIDS
+from gguf_mtp.drafters.translate import dialect_of, overlay_of
+from gguf_mtp.errors import FormatError, GgufMtpError, UnsupportedError
 from gguf_mtp.keyvalue import KeyValue, ValueType
 from gguf_mtp.merge.tokenizer import SHARED_KEY
 from gguf_mtp.merged import ROWS_SORTED_KEY
+from gguf_mtp.model import half_from_gguf
 from gguf_mtp.namespace import LAYOUT_KEY, PREFIX, VERSION, VERSION_KEY, is_merged
 from gguf_mtp.provenance import SOURCE, TARGET
 from gguf_mtp.readers.gguf import GgufFile, read_gguf
 from gguf_mtp.readers.litertlm import first_bytes, is_litertlm, is_tflite
 from gguf_mtp.readers.other_files import other_file
+from gguf_mtp.readers.parts import COUNT as PART_COUNT
+from gguf_mtp.readers.parts import NUMBER as PART_NUMBER
+from gguf_mtp.readers.parts import read_gguf_parts
+from gguf_mtp.readers.source import TensorRef
 from gguf_mtp.tail import TAIL, TailFile, read_tail
 
 MAX_JSON_ITEMS = 64
@@ -146,11 +153,15 @@ def _finite(value: Any) -> Any:
 
 
 def summary(gguf: GgufFile, tail: TailFile | None = None) -> dict[str, Any]:
-    """What kind of file it is, in a dozen fields."""
+    """What kind of file it is, in a dozen fields. Of a part of a model: what all of its parts are,
+    where they can be read."""
+    parts = _find_parts(gguf)
+    if parts is not None and parts.whole is not None:
+        gguf = parts.whole
     heads = _find_heads(gguf, tail)
     arch = _value(gguf, "general.architecture")
     tokens = gguf.by_name.get("tokenizer.ggml.tokens")
-    base = [ref for ref in gguf.tensors if not ref.name.startswith(PREFIX)]
+    base = _own_tensors(gguf)
     result: dict[str, Any] = {
         "architecture": arch,
         "name": _value(gguf, "general.name"),
@@ -164,22 +175,81 @@ def summary(gguf: GgufFile, tail: TailFile | None = None) -> dict[str, Any]:
         "bytes": sum(ref.nbytes for ref in base),
         "merged": heads is not None,
         "heads": None if heads is None else _heads_summary(heads),
-        "ordered_head": _ordered_head(heads or _Heads(gguf, "", None, None)),
+        "ordered_head": _ordered_head(heads or _heads_alone(gguf)),
+        "parts": None if parts is None else parts.document(),
     }
     return result
 
 
+def _own_tensors(gguf: GgufFile) -> Sequence[TensorRef]:
+    """All tensors but those of heads that are in the file of their base."""
+    if is_merged(gguf):
+        return [ref for ref in gguf.tensors if not ref.name.startswith(PREFIX)]
+    overlay = overlay_of(half_from_gguf(gguf))
+    if overlay is None or not overlay.base.tensors:
+        return gguf.tensors
+    return [ref for ref in gguf.tensors if ref.name in overlay.base.tensor_by_name]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A model in several files: `number` (from 1) is that of the one inspected. `whole` is all of
+    the model, None where its parts cannot be read, and then `problem` says why."""
+
+    number: int
+    count: int
+    whole: GgufFile | None
+    problem: str | None
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "count": self.count,
+            "bytes": None if self.whole is None else self.whole.size,
+            "heads": self._with_heads(),
+            "problem": self.problem,
+        }
+
+    def _with_heads(self) -> list[int]:
+        """The numbers of the parts that tensors of MTP heads are in."""
+        if self.whole is None or not is_merged(self.whole):
+            return []
+        files = {ref.file for ref in self.whole.tensors if ref.name.startswith(PREFIX)}
+        return [at for at, path in enumerate(self.whole.paths, 1) if path in files]
+
+
+def _find_parts(gguf: GgufFile) -> _Parts | None:
+    number, count = _value(gguf, PART_NUMBER), _value(gguf, PART_COUNT)
+    if not isinstance(number, int) or not isinstance(count, int) or count <= 1:
+        return None
+    try:
+        return _Parts(number + 1, count, read_gguf_parts(gguf.path), None)
+    except GgufMtpError as error:
+        return _Parts(number + 1, count, None, str(error))
+
+
 @dataclass(frozen=True)
 class _Heads:
-    """A file with heads in it, the prefix of their names there, and their format."""
+    """A file with heads in it, the prefix of their names there, and their format. Heads with a
+    base are under upstream's names, others under those of `dialect`."""
 
     gguf: GgufFile
     prefix: str
     version: Any
     layout: Any
+    dialect: Dialect = UPSTREAM
 
     def value(self, name: str) -> Any:
         return _value(self.gguf, self.prefix + name)
+
+    def size(self, name: str) -> Any:
+        """The value of upstream's key ``ARCH.name``, as the dialect calls it."""
+        names = {key.means[0]: key.name for key in self.dialect.keys}
+        return self.value(f"{self.dialect.arch}.{names.get(name, name)}")
+
+
+def _heads_alone(gguf: GgufFile) -> _Heads:
+    return _Heads(gguf, "", None, None, dialect_of(half_from_gguf(gguf)) or UPSTREAM)
 
 
 def _find_heads(gguf: GgufFile, tail: TailFile | None) -> _Heads | None:
@@ -217,15 +287,19 @@ def _heads_summary(heads: _Heads) -> dict[str, Any]:
 
 
 def _ordered_head(heads: _Heads) -> dict[str, Any] | None:
-    """The ordered head of a merged file, or of heads alone."""
-    count = heads.value(COUNT_KEY)
-    if count is None:
+    """The ordered head of a merged file, or of heads alone. Its tensors tell whether there is one:
+    published heads without it have its keys too."""
+    name = heads.prefix + heads.dialect.tensors.get(CENTROIDS, CENTROIDS)
+    carried = f"{CARRIED}{CENTROIDS}.data" in heads.gguf.by_name
+    tensor = next((ref for ref in heads.gguf.tensors if ref.name == name), None)
+    if tensor is None and not carried:
         return None
+    count = heads.size(COUNT)
     return {
-        "centroids": count,
-        "top_k": heads.value(TOP_K_KEY),
+        "centroids": tensor.shape[0] if count is None and tensor is not None else count,
+        "top_k": heads.size(TOP_K),
         "rows_sorted": bool(_value(heads.gguf, ROWS_SORTED_KEY)),
-        "carried": any(key.name.startswith(CARRIED) for key in heads.gguf.keys),
+        "carried": carried,
     }
 
 
@@ -262,6 +336,28 @@ def _print_tables(console: Console, gguf: GgufFile) -> None:
     print_table(console, tensors, spare=("shape",))
 
 
+def _parts_line(parts: dict[str, Any]) -> str:
+    if parts["problem"] is not None:
+        return f"{parts['problem']}; this summary is of this part alone"
+    heads = " and ".join(str(number) for number in parts["heads"])
+    where = f"; MTP heads in part {heads}" if heads else ""
+    return (
+        f"{parts['count']} files, {human_bytes(parts['bytes'])} in all{where}; this summary is of "
+        f"all parts, the tables below are of part {parts['number']}"
+    )
+
+
+def _no_heads_line(gguf: GgufFile, architecture: Any) -> str:
+    if architecture in DRAFTERS:
+        return "all of this file is heads: --heads takes it"
+    if VERSION_KEY in gguf.by_name:
+        return "in another part of this model"
+    embedded = _heads_alone(gguf).dialect
+    if embedded.embedded_under:
+        return f"those of {embedded.whose}: --heads takes this file"
+    return "none in this file"
+
+
 def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
     facts = summary(gguf, tail)
     size = gguf.size if tail is None else tail.footer.total_bytes
@@ -269,8 +365,8 @@ def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
     def shown(value: Any) -> str:
         return escape(printable(str(value))) if value is not None else "-"
 
-    number, count = _value(gguf, "split.no"), _value(gguf, "split.count")
-    part = f", part {number + 1} of {count}" if isinstance(number, int) and count != 1 else ""
+    parts = facts["parts"]
+    part = f", part {parts['number']} of {parts['count']}" if parts else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["types"].items()) or "none"
     lines = [
         f"[bold]{shown(gguf.path.name)}[/]: GGUF v{gguf.version}, {human_bytes(size)}{part}",
@@ -280,11 +376,11 @@ def _headlines(gguf: GgufFile, tail: TailFile | None) -> list[str]:
         f"{shown(facts['tokens'])} tokens, context {shown(facts['context_length'])}",
         f"  tensors    {kinds}; {human_bytes(facts['bytes'])}",
     ]
+    if parts:
+        lines.append(f"  parts      {escape(_parts_line(parts))}")
     heads = facts["heads"]
     if heads is None:
-        alone = facts["architecture"] in DRAFTERS
-        what = "all of this file is heads: --heads takes it" if alone else "none in this file"
-        lines.append(f"  MTP heads  {what}")
+        lines.append(f"  MTP heads  {_no_heads_line(gguf, facts['architecture'])}")
     else:
         kinds = ", ".join(f"{count} {kind}" for kind, count in heads["types"].items())
         is_mtp = heads["spec_type"] == MTP.spec_type

@@ -18,6 +18,7 @@ PRE, POST = "nextn.pre_projection.weight", "nextn.post_projection.weight"
 COUNT, TOP_K = "masked_embd.centroid_count", "masked_embd.top_k"
 BACKBONE, DEPTH = "embedding_length_out", "nextn_predict_layers"
 USES_ORDERED, TARGET_ARCH = "use_ordered_embeddings", "requires_target_arch"
+SHARED_LAYERS, PER_LAYER_INPUT = "attention.shared_kv_layers", "embedding_length_per_layer_input"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ DIALECTS = (
             ORDERING: "mtp_token_ordering.weight",
         },
         ordering=Ordering.CENTROIDS,
-        lacks=(DEPTH, ROPE_FREQS),
+        lacks=(DEPTH, SHARED_LAYERS, PER_LAYER_INPUT, ROPE_FREQS),
         states={USES_ORDERED: True},
     ),
     Dialect(

@@ -4,8 +4,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 
+import tiny
 from gguf_bytes import ARRAY, BOOL, STRING, U8, U32, U64, Info, array, build, pair, text, u32
 from gguf_mtp.readers.gguf import read_gguf
 from hostile.case import Case, Good, Maker
@@ -13,6 +15,11 @@ from hostile.case import Case, Good, Maker
 F32, Q8_0 = 0, 8
 I32 = 5
 HUGE = 1 << 62
+# An output matrix may be in any base, so one more tensor of that name leaves it a whole model.
+OUTPUT = b"output.weight"
+OUTPUT_DIMS = (tiny.HIDDEN, tiny.VOCAB_SIZE)
+OUTPUT_BYTES = 4 * prod(OUTPUT_DIMS)
+OUTPUT_BYTES_Q8_0 = 34 * prod(OUTPUT_DIMS) // 32
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,14 @@ class Parts:
 
     def tensor(
         self,
-        dims: tuple[int, ...] = (8,),
+        dims: tuple[int, ...] = OUTPUT_DIMS,
         kind: int = F32,
         *,
-        name: bytes = b"extra.weight",
+        name: bytes = OUTPUT,
         shift: int = 0,
-        nbytes: int = 32,
+        nbytes: int = OUTPUT_BYTES,
     ) -> "Parts":
-        """One more tensor behind the others, `shift` bytes from where it belongs."""
+        """One more tensor after the others, `shift` bytes from where it belongs."""
         info = Info(name, dims, kind, (len(self.data) + shift) % (1 << 64))
         return replace(self, infos=(*self.infos, info), data=self.data + bytes(nbytes))
 
@@ -93,18 +100,30 @@ def same(parts: Parts) -> Parts:
 sound = made(same)
 
 
+def shown(inspected: Change, merged: Change = same) -> Maker:
+    """`inspected` for `inspect`, which shows any GGUF; `merged` for uses that need a model."""
+
+    def make(good: Good, directory: Path, use: str) -> Path:
+        return made(inspected if use == "inspect" else merged)(good, directory, use)
+
+    return make
+
+
 def gguf(
     name: str,
     hostile: Change,
     *says: str,
     control: Change | None = None,
+    inspected: Change | None = None,
     uses: tuple[str, ...] = READERS,
     controlled_by: tuple[str, ...] = BASES,
     promise: str = "refused",
 ) -> Case:
-    return Case(
-        name, made(hostile), made(control) if control else sound, uses, says, promise, controlled_by
-    )
+    """A case whose sound file is `control`; for `inspect` it is `inspected` where that is given."""
+    accepted = made(control) if control else sound
+    if inspected:
+        accepted = shown(inspected, control or same)
+    return Case(name, made(hostile), accepted, uses, says, promise, controlled_by)
 
 
 def key(kind: int, payload: bytes) -> Change:
@@ -131,7 +150,7 @@ def aligned_64(parts: Parts) -> Parts | bytes:
     return build(pairs, infos, data, alignment=64)
 
 
-def tensor(dims: tuple[int, ...] = (8,), kind: int = F32, **fields: object) -> Change:
+def tensor(dims: tuple[int, ...] = OUTPUT_DIMS, kind: int = F32, **fields: object) -> Change:
     return lambda parts: parts.tensor(dims, kind, **fields)  # type: ignore[arg-type]
 
 
@@ -156,7 +175,7 @@ class MillionDimensions(Info):
 
 
 def million_dimensions(parts: Parts) -> Parts:
-    info = MillionDimensions(b"extra.weight", (), F32, len(parts.data))
+    info = MillionDimensions(OUTPUT, (), F32, len(parts.data))
     return replace(parts, infos=(*parts.infos, info))
 
 
@@ -306,7 +325,8 @@ GGUF = (
         "5 dimensions",
         tensor((1,) * 5),
         "has 5 dimensions, expected 1 to 4",
-        control=tensor((2,) * 3),
+        control=tensor(),
+        inspected=tensor((2,) * 4, nbytes=64),
     ),
     gguf("1e6 dimensions", million_dimensions, "has 1000000 dimensions, expected 1 to 4"),
     gguf("a dimension of 0", tensor((8, 0)), "shape (0, 8), expected 1 to 2^63-1 elements"),
@@ -315,55 +335,56 @@ GGUF = (
         "dimensions whose product wraps",
         tensor((1 << 32, 1 << 32)),
         "expected 1 to 2^63-1 elements",
-        control=tensor((4, 2)),
+        control=tensor(),
     ),
     gguf("bytes that wrap", tensor((HUGE,)), "truncated"),
     gguf(
         "bytes of blocks that wrap",
         tensor(((1 << 62) + 32, 1), Q8_0, nbytes=64),
         "truncated",
-        control=tensor((32, 1), Q8_0, nbytes=64),
+        control=tensor(kind=Q8_0, nbytes=OUTPUT_BYTES_Q8_0),
     ),
     gguf(
         "tensor type 255 without bytes",
-        tensor((8,), 255, nbytes=0),
+        tensor(kind=255, nbytes=0),
         "unknown type 255",
         "its size cannot be told",
     ),
     gguf(
         "tensor type 255 with a part of its bytes",
-        tensor((8,), 255, nbytes=63),
+        tensor(kind=255, nbytes=63),
         "unknown type 255, and 63 bytes follow its offset: its size cannot be told",
     ),
     gguf(
         "two tensors of type 255 in one place",
-        lambda p: p.tensor((8,), 255, name=b"one", nbytes=0).tensor((8,), 255, nbytes=64),
-        "tensor one has unknown type 255, and 0 bytes",
+        lambda p: p.tensor((1,), 255, name=b"output.scale", nbytes=0).tensor(kind=255, nbytes=64),
+        "tensor output.scale has unknown type 255, and 0 bytes",
+        control=lambda p: p.tensor((1,), 255, name=b"output.scale", nbytes=64).tensor(),
     ),
     gguf(
         "tensor type 255",
-        tensor((8,), 255, nbytes=64),
-        control=tensor(nbytes=32),
+        tensor(kind=255, nbytes=64),
+        control=tensor(),
         uses=BASES,
         promise="accepted: copied as it is, all bytes up to the next tensor",
     ),
     gguf(
         "tensor type 4, removed from ggml",
-        tensor((8,), 4, nbytes=64),
+        tensor(kind=4, nbytes=64),
         uses=BASES,
         promise="accepted: copied as it is",
     ),
     gguf(
         "row that is no multiple of its block",
-        tensor((48,), Q8_0, nbytes=64),
+        tensor((48, tiny.VOCAB_SIZE), Q8_0, nbytes=OUTPUT_BYTES_Q8_0),
         "rows of 48 values, Q8_0 needs a multiple of 32",
-        control=tensor((64,), Q8_0, nbytes=96),
+        control=tensor(kind=Q8_0, nbytes=OUTPUT_BYTES_Q8_0),
     ),
     gguf("offset past the end", tensor(shift=1 << 40), "expected", "leaves a hole"),
     gguf("offset near 2^64", tensor(shift=-(1 << 41)), "expected", "leaves a hole"),
     gguf("unaligned offset", tensor(shift=4), "not a multiple of 32"),
     gguf("overlapping tensors", tensor(shift=-32), "overlaps the tensor before it"),
-    gguf("a hole between tensors", tensor(shift=32, nbytes=64), "leaves a hole"),
+    gguf("a hole between tensors", tensor(shift=32, nbytes=32 + OUTPUT_BYTES), "leaves a hole"),
     gguf("duplicate tensor", first_twice, "occurs twice"),
     gguf(
         "60,000 tensors, the last a duplicate",
@@ -382,15 +403,24 @@ GGUF = (
         "tensor name of 64 bytes",
         tensor(name=b"n" * 64),
         "name of 64 bytes, at most 63 fit",
-        control=tensor(name=b"n" * 63),
+        control=tensor(),
+        inspected=tensor(name=b"n" * 63),
     ),
     gguf("empty tensor name", tensor(name=b""), "has an empty name"),
     gguf("tensor name with NUL", tensor(name=b"a\0b"), "control characters in its name: 'a\\x00b'"),
     gguf(
         "tensor name with ../",
         tensor(name=b"../../etc/passwd"),
-        uses=BASES,
+        uses=("inspect",),
         promise="accepted: names are never paths",
+    ),
+    gguf(
+        "base with a tensor of an unknown name",
+        tensor(name=b"../../etc/passwd"),
+        "tensor '../../etc/passwd' is not part of a gemma4 model",
+        control=tensor(),
+        uses=("base", "attach", "attach in place"),
+        controlled_by=("base", "attach", "attach in place"),
     ),
     gguf("truncated data", lambda p: p.build()[:-100], "the file at", "truncated"),
     gguf("trailing bytes", lambda p: p.build() + bytes(33), "33 bytes follow the last tensor"),

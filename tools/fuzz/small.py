@@ -4,12 +4,13 @@ import json
 import struct
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from gguf_mtp.api import convert, split
 from gguf_mtp.keyvalue import string, u32
+from gguf_mtp.merge.tokenizer import TOKENS
 from gguf_mtp.model import Half, half_from_gguf
 from gguf_mtp.namespace import LAYOUT_KEY, TOKENIZER, VERSION, VERSION_KEY
 from gguf_mtp.plan import plan
@@ -32,14 +33,17 @@ LITERT = ROOT / "tests" / "fixtures" / "litert"
 # Packages whose models are small, and one with a drafter.
 PACKAGES = ("no-drafter", "npu", "mixed")
 VOCAB_SIZE = 288
-# What is long, and the provenance, which has the tokenizer's hash in it.
+# What is long, and the provenance, which has the tokenizer's hash in it. A base needs its tokens.
 LEFT_OUT = (TOKENIZER, SOURCE, TARGET)
+KEPT = (TOKENS,)
+# As few layers as sharing of keys and values needs: the fewer bytes a seed has, the better.
+KIND = replace(tiny.E2B, layers=(tiny.SLIDING, tiny.FULL, tiny.FULL), shared=1)
 CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Small:
-    """`base` and `heads` and both in one, as GGUFs without a tokenizer, which is what is long."""
+    """`base` and `heads` and both in one, as GGUFs whose tokenizers are only tokens."""
 
     target: Path
     drafter: Path
@@ -56,8 +60,8 @@ class Small:
 def make_small(root: Path) -> Small:
     """Write the pair into the empty directory `root`."""
     small = Small(
-        target=tiny.write_target(root / "target"),
-        drafter=tiny.write_drafter(root / "drafter"),
+        target=tiny.write_target(root / "target", KIND),
+        drafter=tiny.write_drafter(root / "drafter", KIND),
         base=root / "base.gguf",
         heads=root / "heads.gguf",
         merged=root / "merged.gguf",
@@ -67,7 +71,9 @@ def make_small(root: Path) -> Small:
     split(first, base, heads)
     for source, path in ((base, small.base), (heads, small.heads)):
         half = half_from_gguf(read_gguf(source))
-        keys = tuple(key for key in half.keys if not key.name.startswith(LEFT_OUT))
+        keys = tuple(
+            key for key in half.keys if key.name in KEPT or not key.name.startswith(LEFT_OUT)
+        )
         write_gguf(plan(keys, half.tensors), path)
     convert(small.base, small.heads, small.merged)
     return small

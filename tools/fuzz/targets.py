@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuzz.small import VOCAB_SIZE, Small, shards, weights_of
+from gguf_mtp.base import base_from_gguf
 from gguf_mtp.cli import inspect_litertlm
 from gguf_mtp.cli.inspect import document
 from gguf_mtp.drafters.assistant import assistant_from_checkpoint
@@ -74,7 +75,9 @@ class Target:
 
 
 def _gguf(small: Small, path: Path) -> object:
-    return json.dumps(document(read_gguf(path)))
+    """What `inspect` prints of it, and what `convert` checks of a base."""
+    file = read_gguf(path)
+    return json.dumps(document(file)), base_from_gguf(file)
 
 
 def _merged(small: Small, path: Path) -> object:
