@@ -9,16 +9,19 @@ STAMP  := $(VENV)/.ready
 LLAMA_CPP_DIR ?=
 BACKEND       ?= auto
 CMAKE_FLAGS   ?=
+CPU           ?= native
 BENCH_ARGS    ?=
+BUILD_ARGS     = --cpu $(CPU) $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
-                 $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag))
+                 $(BUILD_ARGS)
 
 .PHONY: help setup patch-llamacpp demo lint test tiers test-llamacpp test-sanitize fuzz \
         bench bench-convert bench-convert-16g clean
 
 help:
 	@echo "make demo               base + heads -> one GGUF -> patched llama.cpp -> proof, on the embedded model"
-	@echo "make test               set up everything, lint, run the tests (VULKAN=0: without those on Vulkan)"
+	@echo "make test               set up everything, lint, run the tests (VULKAN=0: without those on Vulkan;"
+	@echo "                        CPU=x86-64-v2, -v3, -v4 or native: on llama.cpp built for that kind of CPU)"
 	@echo "make patch-llamacpp     get, patch and build llama.cpp (LLAMA_CPP_DIR=, BACKEND=, CMAKE_FLAGS=)"
 	@echo "make lint               ruff and mypy"
 	@echo "On demand:"
@@ -50,10 +53,11 @@ lint: $(STAMP)
 
 # The comparison variants, the CPU backend, and Vulkan on a software driver: what the tests assert
 # does not depend on a GPU. VULKAN=0 leaves the third out.
+# CPU= and CMAKE_FLAGS= run the suite on another build, which stays the recorded one until the next.
 VULKAN ?= 1
 test: lint
 	tools/browser.sh
-	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant exact --variant stock --variant avx2 \
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu $(BUILD_ARGS) --variant exact --variant stock --variant avx2 \
 	    $(if $(filter 1,$(VULKAN)),--variant vulkan)
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest $(if $(filter 1,$(VULKAN)),,-m "not vulkan")
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from hung import HUNG
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def open_page(page: Path, work: Path, *options: str) -> Opened:
         page.resolve().as_uri(),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
+        command, capture_output=True, text=True, errors="replace", timeout=HUNG, check=False
     )
     assert done.returncode == 0, done.stderr
     return Opened(

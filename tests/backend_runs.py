@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hung import HUNG
 from llama_programs import programs
 from llamacpp.pin import cache_dir
 
@@ -63,7 +64,7 @@ def run_verb(
         env=clean_environment() if environ is None else environ,
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=HUNG,
         check=False,
     )
 
@@ -100,7 +101,7 @@ def rpc_server(log: Path) -> Iterator[str]:
 
 
 def _wait_until_open(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HUNG
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the RPC server ended:\n{log.read_text()[-2000:]}"
         try:

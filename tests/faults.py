@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gguf_mtp.closing import Closing
+from hung import HUNG
 
 HERE = Path(__file__).resolve().parent
 
@@ -129,7 +130,7 @@ class FaultServer(Closing):
         )
 
     def close(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=HUNG)
 
     def seen(self, argument: object) -> str:
         """An argument or path as the verb is given it."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hung import HUNG
 from llamacpp.pin import SetupError, read_record
 
 # A model this small spends longer handing work to a second thread than doing it.
@@ -82,7 +83,7 @@ def speculative_simple(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=300,
+            timeout=HUNG,
             env=os.environ | FIXED_DEPTH,
         )
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
@@ -106,7 +107,7 @@ class Server:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=300) as answer:
+        with urllib.request.urlopen(request, timeout=HUNG) as answer:
             reply: dict[str, Any] = json.load(answer)
         return reply
 
@@ -139,7 +140,7 @@ def server(bin_dir: Path, *arguments: str | Path, log: Path, slots: int = 1) -> 
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HUNG
     while time.monotonic() < deadline:
         assert process.poll() is None, f"llama-server ended:\n{log.read_text()[-2000:]}"
         try:

@@ -68,6 +68,71 @@ def test_flags_have_a_build_folder_of_their_own(tmp_path: Path) -> None:
     assert found[1] == build.directory(tmp_path, cpu, "default", ["-DA=1"])
 
 
+def test_a_kind_of_cpu_has_its_instructions_and_no_newer_ones() -> None:
+    assert build.cpu_flags(build.NATIVE) == ()
+    states = {
+        kind: dict(flag.removeprefix("-DGGML_").split("=") for flag in build.cpu_flags(kind))
+        for kind in build.CPUS
+    }
+    on = {kind: {name for name, state in s.items() if state == "ON"} for kind, s in states.items()}
+    assert on["x86-64-v2"] == {"SSE42"}
+    assert on["x86-64-v3"] - on["x86-64-v2"] == {"AVX", "AVX2", "BMI2", "F16C", "FMA"}
+    assert on["x86-64-v4"] - on["x86-64-v3"] == {"AVX512"}
+    # ggml turns on what it is not told to leave out.
+    assert all(set(s) == on["x86-64-v4"] | {"NATIVE"} for s in states.values())
+    assert {s["NATIVE"] for s in states.values()} == {"OFF"}
+
+
+@pytest.fixture
+def built(cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+    """Builds are noted and not made: CMake flags by the name of the build folder."""
+    found: dict[str, tuple[str, ...]] = {}
+
+    def configure(_tree: Path, out: Path, _backend: object, flags: tuple[str, ...]) -> None:
+        found[out.name] = flags
+
+    monkeypatch.setattr(build, "configure", configure)
+    monkeypatch.setattr(build, "compile_targets", lambda *_: None)
+    monkeypatch.setattr(patch_llamacpp, "source_tree", lambda *_: cache / "src")
+    monkeypatch.setattr(patch_llamacpp, "_link", lambda *_: None)
+    return found
+
+
+def test_a_variant_of_one_cpu_stays_it_whichever_is_chosen(
+    built: dict[str, tuple[str, ...]],
+) -> None:
+    variants = ["--variant", "exact", "--variant", "avx2", "--backend", "cpu"]
+    assert patch_llamacpp.main([*variants, "--cpu", "x86-64-v4", "--cmake-flag=-DA=1"]) == 0
+    assert patch_llamacpp.main([*variants, "--cpu", "x86-64-v2", "--cmake-flag=-DA=1"]) == 0
+    flags = {kind: build.cpu_flags(kind) for kind in build.CPUS}
+    by_variant = {
+        name: {f for folder, f in built.items() if f"-{name}-" in folder}
+        for name in ("default", "exact", "avx2")
+    }
+    assert by_variant == {
+        "default": {(*flags["x86-64-v4"], "-DA=1"), (*flags["x86-64-v2"], "-DA=1")},
+        "exact": {
+            ("-DGGML_LLAMAFILE=OFF", *flags["x86-64-v4"], "-DA=1"),
+            ("-DGGML_LLAMAFILE=OFF", *flags["x86-64-v2"], "-DA=1"),
+        },
+        "avx2": {(*flags["x86-64-v3"], "-DA=1")},
+    }
+
+
+@pytest.mark.usefixtures("built")
+def test_variants_of_another_cpu_are_not_kept_in_the_record() -> None:
+    def recorded(*arguments: str) -> tuple[object, bool]:
+        assert patch_llamacpp.main(["--backend", "cpu", *arguments]) == 0
+        record = pin.read_record()
+        return record["cpu"], "exact" in record
+
+    assert recorded("--variant", "exact") == ("native", True)
+    assert recorded() == ("native", True)
+    assert recorded("--cpu", "x86-64-v2") == ("x86-64-v2", False)
+    assert recorded("--cpu", "x86-64-v2", "--variant", "exact") == ("x86-64-v2", True)
+    assert recorded() == ("native", False)
+
+
 def test_a_failed_build_names_the_first_error_and_the_log(tmp_path: Path) -> None:
     script = "print('[1/2] fine'); print('a.cpp:3: error: no such thing'); raise SystemExit(1)"
     log = tmp_path / "build.log"

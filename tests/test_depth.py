@@ -8,10 +8,11 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 
@@ -44,12 +45,29 @@ CURVES = {
     "mixture of experts": Curve((50, 85, 115, 140, 160, 178, 195, 210, 222), 1.0, 2),
 }
 
-Rate = Callable[..., float]
+Rates = list[float]  # by seed
+Rate = Callable[..., Rates]
+
+
+def at_least(share: float, found: Rates, wanted: Rates) -> bool:
+    """Whether `found` is on the mean that share of `wanted`, as far as a few seeds can tell: within
+    two standard errors of what they show."""
+    ratios = [one / other for one, other in zip(found, wanted, strict=True)]
+    return mean(ratios) + 2 * stdev(ratios) / sqrt(len(ratios)) > share
+
+
+def best_of(rates: Iterable[Rates]) -> Rates:
+    return max(rates, key=mean)
+
+
+def halves_of(first: Rates, second: Rates) -> Rates:
+    """The rates over two halves of a text."""
+    return [2 / (1 / one + 1 / other) for one, other in zip(first, second, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def rate(tmp_path_factory: pytest.TempPathFactory) -> Rate:
-    """Tokens a second, the mean over seeds."""
+    """Tokens/s by seed."""
     program = tmp_path_factory.mktemp("depth") / "simulation"
     sources = [str(HERE / "simulation.cpp"), str(CONTROLLER / "mtp-depth.cpp")]
     compiler = shlex.split(os.environ.get("CXX", "c++"))
@@ -65,8 +83,8 @@ def rate(tmp_path_factory: pytest.TempPathFactory) -> Rate:
         *chances: float,
         streams: bool = False,
         then: tuple[Curve, ...] = (),
-    ) -> float:
-        rates: list[float] = []
+    ) -> Rates:
+        rates: Rates = []
         for seed in SEEDS:
             numbers = (seed, depth, n_seq, int(streams), n_tokens, curve.draft, curve.switch)
             rounds = (each.rounds for each in (curve, *then))
@@ -75,7 +93,7 @@ def rate(tmp_path_factory: pytest.TempPathFactory) -> Rate:
                 [str(program), *map(str, numbers), *lists], capture_output=True, check=True
             )
             rates.append(float(json.loads(result.stdout)["rate"]))
-        return mean(rates)
+        return rates
 
     return run
 
@@ -94,8 +112,8 @@ def test_no_worse_than_plain_and_near_the_best_depth(
 ) -> None:
     fixed = [rate(curve, depth, n_seq, 512, chance, streams=streams) for depth in range(6)]
     auto = rate(curve, AUTO, n_seq, 512, chance, streams=streams)
-    assert auto > 0.97 * fixed[0]
-    assert auto > 0.90 * max(fixed)
+    assert at_least(0.97, auto, fixed[0])
+    assert at_least(0.90, auto, best_of(fixed))
 
 
 @SLOTS
@@ -103,7 +121,7 @@ def test_no_worse_than_plain_and_near_the_best_depth(
 def test_finding_out_costs_little(rate: Rate, curve: Curve, n_seq: int, streams: bool) -> None:
     """The first 64 tokens of a fresh server, where nothing is known yet."""
     auto, plain = (rate(curve, depth, n_seq, 64, 0.667, streams=streams) for depth in (AUTO, 0))
-    assert auto > 0.93 * plain
+    assert at_least(0.93, auto, plain)
 
 
 @pytest.mark.parametrize("chances", [(0.1, 0.9), (0.9, 0.1)], ids=["rises", "falls"])
@@ -111,11 +129,10 @@ def test_follows_a_text_that_changes(rate: Rate, chances: tuple[float, float]) -
     curve = CURVES["mixture of experts"]
     plain = rate(curve, 0, 1, 4096, *chances)
     # What is to be had: the best fixed depth in each half.
-    halves = [max(rate(curve, depth, 1, 2048, chance) for depth in range(6)) for chance in chances]
-    best = 2 / sum(1 / half for half in halves)
+    halves = [best_of(rate(curve, n, 1, 2048, chance) for n in range(6)) for chance in chances]
     auto = rate(curve, AUTO, 1, 4096, *chances)
-    assert auto > plain
-    assert auto > 0.93 * best
+    assert at_least(1, auto, plain)
+    assert at_least(0.93, auto, halves_of(*halves))
 
 
 @pytest.mark.parametrize("loud_first", [True, False])
@@ -126,7 +143,8 @@ def test_follows_a_machine_that_changes(rate: Rate, loud_first: bool) -> None:
     quiet = Curve((88, 92, 98, 105, 112, 122, 132, 143, 160, 175, 190, 205), 1.4, 3)
     hours = (loud, quiet) if loud_first else (quiet, loud)
     # What is to be had: the best fixed depth in each half.
-    halves = [max(rate(hour, n, 4, 1024, 0.667, streams=True) for n in range(4)) for hour in hours]
-    best = 2 / sum(1 / half for half in halves)
+    halves = [
+        best_of(rate(hour, n, 4, 1024, 0.667, streams=True) for n in range(4)) for hour in hours
+    ]
     auto = rate(hours[0], AUTO, 4, 2048, 0.667, streams=True, then=hours[1:])
-    assert auto > 0.97 * best
+    assert at_least(0.97, auto, halves_of(*halves))

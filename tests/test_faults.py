@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import tiny
 from gguf_mtp.api import convert
 from gguf_mtp.errors import FormatError, GgufMtpError, OutputError
 from gguf_mtp.output import TEMP_SUFFIX
+from hung import HUNG
 
 
 def listing(directory: Path) -> list[str]:
@@ -224,13 +224,14 @@ def test_output_that_is_an_input(tmp_path: Path, tiny_drafter: Path, how: str) -
     assert weights.read_bytes() == before
 
 
+# Each write waits for a byte, or for the end of stdin.
 SLOW_WRITE = """
-import os, sys, time
+import os, sys
 import gguf_mtp.cli.convert
 real = os.pwrite
 def slow(fd, data, at):
     print("writing", flush=True)
-    time.sleep(0.05)
+    os.read(0, 1)
     return real(fd, data, at)
 os.pwrite = slow
 from gguf_mtp.cli.main import main
@@ -247,16 +248,19 @@ def test_signal_in_the_middle_of_writing(
     out = tmp_path / "m.gguf"
     arguments = ["convert", "--base", str(tiny_target), "--heads", str(tiny_drafter)]
     command = [sys.executable, "-c", SLOW_WRITE, *arguments, "-o", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stderr is not None
-        for _ in range(3):
+        for _ in range(2):
             assert process.stdout.readline() == b"writing\n"
+            process.stdin.write(b".")
+            process.stdin.flush()
+        assert process.stdout.readline() == b"writing\n"
         assert any(name.endswith(TEMP_SUFFIX) for name in listing(tmp_path))
-        time.sleep(0.02)
         process.send_signal(number)
-        errors = process.stderr.read().decode()
-        assert process.wait(timeout=30) == code
+        errors = process.communicate(timeout=HUNG)[1].decode()
+        assert process.returncode == code
     assert "Traceback" not in errors
     left = listing(tmp_path)
     if number == signal.SIGKILL:
@@ -274,6 +278,6 @@ def test_two_runs_at_once_do_not_mix(
     command = [sys.executable, "-m", "gguf_mtp.cli.main", *arguments]
     command += ["-q", "-o", str(tmp_path / "m.gguf")]
     runs = [subprocess.Popen(command) for _ in range(2)]
-    assert [run.wait(timeout=60) for run in runs] == [0, 0]
+    assert [run.wait(timeout=HUNG) for run in runs] == [0, 0]
     assert listing(tmp_path) == ["m.gguf"]
     assert (tmp_path / "m.gguf").read_bytes() == tiny_merged.read_bytes()

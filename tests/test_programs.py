@@ -16,6 +16,7 @@ from demo import same_text
 from gguf_mtp import api
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.validate.prompts import Prompt, load_prompts
+from hung import HUNG
 from llama_programs import GREEDY, THREADS, Server, programs, server, speculative_simple
 from pair_files import Files
 
@@ -94,7 +95,7 @@ def cli_answer(*arguments: str | Path, prompt: str) -> tuple[str, str]:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=300,
+        timeout=HUNG,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     banner, _, answer = result.stdout.partition("available commands:")

@@ -6,7 +6,6 @@ All on the `exact` build at F32, where equal means equal.
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,11 @@ from gguf_mtp.runtime.bindings import (
     ModelOptions,
 )
 from gguf_mtp.runtime.library import load_library
+from gguf_mtp.runtime.speculative import Run, decode_plainly
 from gguf_mtp.validate.prompts import load_prompts
+from hung import HUNG
 from llama_programs import Output, programs, server, speculative_simple
+from near_ties import MULTIPLE, moved_by_cells, parting
 from pair_files import Files
 
 PROMPTS = [prompt.text for prompt in load_prompts(["python"])][:4]
@@ -72,12 +74,14 @@ def test_a_long_draft_fits_one_graph(run: Callable[..., Output], merged_f32: Pat
 
 
 def test_p_min_cuts_where_steps_stop(run: Callable[..., Output], merged_f32: Path) -> None:
-    common = ("-m", merged_f32, "--spec-draft-n-max", "4", "--spec-draft-p-min", "0.6")
+    n_max = 4
+    common = ("-m", merged_f32, "--spec-draft-n-max", str(n_max), "--spec-draft-p-min", "0.6")
     at_once = run(*common, prompt=PROMPTS[0])
     steps = run(*common, STEPS, prompt=PROMPTS[0])
     free = run(*common[:-1], "0.0", prompt=PROMPTS[0])
-    assert abs(at_once.stats["n_drafted"] - steps.stats["n_drafted"]) <= 4
-    assert at_once.stats["n_drafted"] < free.stats["n_drafted"] - 8
+    # Either way may draft past the end of the budget in the last round.
+    assert abs(at_once.stats["n_drafted"] - steps.stats["n_drafted"]) <= n_max
+    assert at_once.stats["n_drafted"] < free.stats["n_drafted"] - 2 * n_max
 
 
 def test_dense_and_unsorted_heads_draft_in_one_graph(
@@ -105,30 +109,40 @@ def target(merged_f32: Path) -> Iterator[Context]:
         yield context
 
 
-def margin_where_they_part(target: Context, one: str, other: str) -> float:
-    """The target's margin between its two best tokens where the texts part; 0 if they do not."""
-    one, other = one.removeprefix("<bos>"), other.removeprefix("<bos>")
-    if same_text(one, other):
-        return 0.0
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    tokens = target.model.tokenize("".join(same for same, _ in pairs))
-    target.prefill(tokens[:-1])
-    target.decode(tokens[-1:], len(tokens) - 1)
-    best = np.sort(target.logits(0))
-    return float(best[-1] - best[-2])
+N_PREDICT = 64
+
+
+@pytest.fixture(scope="module")
+def baseline(target: Context) -> list[Run]:
+    """The prompts decoded without drafts, past the end of the programs' last round."""
+    return [decode_plainly(target, target.model.tokenize(p), N_PREDICT + 8) for p in PROMPTS]
+
+
+def assert_same_but_for_a_near_tie(target: Context, run: Run, text: str) -> None:
+    """Fail where a text leaves the baseline by more than other cells of the cache can explain."""
+    found = parting(target, run, text)
+    if found is not None:
+        assert found.gap <= MULTIPLE * moved_by_cells(target, found.tokens), found
 
 
 @pytest.mark.parametrize("sequences", [1, 4])
 def test_a_tree_gives_the_same_text_in_fewer_rounds(
-    run: Callable[..., Output], merged_f32: Path, target: Context, sequences: int
+    run: Callable[..., Output],
+    merged_f32: Path,
+    target: Context,
+    baseline: list[Run],
+    sequences: int,
 ) -> None:
     rounds = {"chain": 0, "tree": 0}
-    for prompt in PROMPTS:
+    for prompt, expected in zip(PROMPTS, baseline, strict=True):
         chain = run("-m", merged_f32, prompt=prompt)
         tree = run("-m", merged_f32, "-np", str(sequences), prompt=prompt, program=TREE)
-        # Branches take up cells of the cache, so that sums over it run in another order.
-        allowed = 0.0 if sequences == 1 else 1e-3
-        assert margin_where_they_part(target, tree.text, chain.text) <= allowed
+        assert parting(target, expected, chain.text) is None
+        if sequences == 1:
+            assert parting(target, expected, tree.text) is None
+        else:
+            # Branches take up cells of the cache, so that sums over it run in another order.
+            assert_same_but_for_a_near_tie(target, expected, tree.text)
         assert tree.stats["program"] == TREE
         assert set(tree.stats) == set(chain.stats)
         rounds["chain"] += chain.stats["n_rounds"]
@@ -139,12 +153,28 @@ def test_a_tree_gives_the_same_text_in_fewer_rounds(
         assert rounds["tree"] < rounds["chain"]
 
 
+def test_another_token_is_no_near_tie(target: Context, baseline: list[Run]) -> None:
+    """What the comparison with trees must find: a second best token, where the best is usual."""
+    for run in baseline:
+        place = int(np.argsort(run.margins)[len(run.margins) // 2])
+        before = (*run.prompt, *run.tokens[:place])
+        target.prefill(before)
+        row = target.logits((len(before) - 1) % target.n_batch)
+        second = int(np.argsort(row)[-2])
+        wrong = target.model.text((*before, second, *run.tokens[place:]))
+        found = parting(target, run, wrong)
+        assert found is not None
+        assert 0 < MULTIPLE * moved_by_cells(target, found.tokens) < found.gap
+        with pytest.raises(AssertionError, match="Parting"):
+            assert_same_but_for_a_near_tie(target, run, wrong)
+
+
 def test_statistics_that_cannot_be_written_are_an_error(merged_f32: Path, tmp_path: Path) -> None:
     for program in ("llama-speculative-simple", TREE):
         path = str(tmp_path / "none" / "stats.json")
         command = [str(programs("exact") / program), "-m", str(merged_f32), "--spec-stats", path]
         command += ["-p", "import", "-n", "4"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=HUNG)
         assert result.returncode == 1
         assert "cannot write the statistics" in result.stderr
 
@@ -195,13 +225,14 @@ def test_a_seed_repeats_its_text_whatever_came_before(merged_f32: Path, tmp_path
 
 
 def test_rejection_sampling_accepts_more(sampled: dict[str, list[Any]]) -> None:
-    def tokens_per_pass(answers: Sequence[Any]) -> float:
-        timings = [answer["timings"] for answer in answers]
-        tokens = sum(t["predicted_n"] for t in timings)
-        return float(tokens / (tokens - sum(t["draft_n_accepted"] for t in timings)))
-
-    match, rejection = (tokens_per_pass(answers) for answers in sampled.values())
-    assert rejection > 1.1 * match
+    """By more than twice the standard error of what these answers show."""
+    timings = ([answer["timings"] for answer in answers] for answers in sampled.values())
+    match, rejection = (
+        np.array([t["predicted_n"] / (t["predicted_n"] - t["draft_n_accepted"]) for t in each])
+        for each in timings
+    )
+    error = np.sqrt((np.var(match, ddof=1) + np.var(rejection, ddof=1)) / len(match))
+    assert rejection.mean() - match.mean() > 2 * error
 
 
 def positions_in_distribution(

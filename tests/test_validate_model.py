@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -226,17 +226,30 @@ def precise(pair: Pair) -> Iterator[PairContexts]:
         yield opened
 
 
+# Between llama.cpp and the recording, of two logits: mostly the F16 table that llama.cpp takes GELU
+# from, which is the same on every CPU; the order of sums comes to much less.
+TOLERANCE = 0.005
+
+
 def assert_drafts_equal(contexts: PairContexts, ids: Sequence[int], expected: Any) -> None:
-    """Draft at every position of a text; a near tie may fall the other way, and then it drifts."""
-    drafter = MtpDrafter(contexts.drafter)
-    found = []
+    """Draft at every position of a text, until a near tie that may fall the other way.
+
+    Two rows of logits that are equal within `TOLERANCE` order two tokens differently only where
+    they are within twice that.
+    """
+    compared = 0
     for position in range(1, len(ids)):
         contexts.target.prefill([int(token) for token in ids[:position]])
-        hidden = contexts.target.hidden(position - 1)
-        found.append(drafter.draft(int(ids[position]), hidden, position, expected.shape[1]))
-    agree = np.array(found) == expected
-    assert agree[:, 0].mean() > 0.97
-    assert agree.mean() > 0.95
+        token, hidden = int(ids[position]), contexts.target.hidden(position - 1)
+        for wanted in expected[position - 1]:
+            contexts.drafter.decode_with_hidden(token, hidden, position)
+            row = contexts.drafter.logits(0)
+            token, hidden = contexts.drafter.best(0), contexts.drafter.hidden(0)
+            assert row[token] - row[wanted] <= 2 * TOLERANCE, (position, token, wanted)
+            if token != wanted:
+                break
+            compared += 1
+    assert compared > 0.9 * expected.size
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -258,10 +271,6 @@ def test_drafts_of_one_file_are_those_of_the_ordered_head(
         one.contexts(PRECISE) as contexts,
     ):
         assert_drafts_equal(contexts, ids, expected)
-
-
-# What remains of a difference is mostly the F16 table behind llama.cpp's GELU.
-TOLERANCE = 0.005
 
 
 def draft_rows(contexts: PairContexts, reference: dict[str, Any], number: int) -> list[Any]:
@@ -330,26 +339,59 @@ def test_a_message_is_wrapped_in_turns(pair: Pair) -> None:
     assert tokens.count(turn_end) == 1
 
 
+class FollowsTheText(SpeculativeLoop):
+    """Takes the tokens of a recorded text for the target's choices: the rounds are of that text.
+
+    `gaps` are how much better the target found its own choice, where it was another one.
+    """
+
+    text: tuple[int, ...] = ()
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.gaps: list[float] = []
+
+    def _follow(self, found: Verified, position: int) -> Verified:
+        told = self.text[position : position + len(found.choices)]
+        return replace(found, choices=(*told, *found.choices[len(told) :]))
+
+    def _prefill(self, prompt: tuple[int, ...]) -> Verified:
+        return self._follow(super()._prefill(prompt), len(prompt))
+
+    def _verify(self, token: int, drafted: Sequence[int], position: int) -> Verified:
+        return self._follow(super()._verify(token, drafted, position), position + 1)
+
+    def _emit(self, drafted: Sequence[int], verified: Verified, accepted: int) -> list[int]:
+        emitted = super()._emit(drafted, verified, accepted)
+        rows = map(self.target.logits, range(len(emitted)))
+        self.gaps += [float(row.max() - row[t]) for row, t in zip(rows, emitted, strict=True)]
+        return emitted
+
+
 def test_acceptance_is_that_of_the_reference(files: Files, library: Library) -> None:
-    """The same loop in transformers, over the same prompts; texts part at near ties."""
+    """The same loop in transformers, over the same prompts and the texts that it gave."""
     require_patches(library)
     figures = json.loads((FIXTURE / "acceptance.json").read_text())
     expected = figures["greedy"]["n_max_3"]
+    texts = json.loads((FIXTURE / "greedy.json").read_text())["prompts"]
+    options = replace(PRECISE, n_ctx=512)
     with (
         open_pair(merged=files.merged, library=library, options=PLAIN_CPU) as one,
-        one.contexts(CONTEXT) as contexts,
+        one.contexts(options) as contexts,
     ):
-        loop = contexts.loop(N_MAX)
-        runs = [
-            loop.run(one.base.tokenize(prompt.text), figures["new_tokens"])
-            for prompt in load_prompts(["python"])
-        ]
+        loop = FollowsTheText(contexts.target, MtpDrafter(contexts.drafter), N_MAX)
+        runs = []
+        for text in texts.values():
+            loop.text = (*text["prompt_ids"], *text["greedy_ids"])
+            runs.append(loop.run(text["prompt_ids"], figures["new_tokens"]))
+    assert max(loop.gaps) <= 2 * TOLERANCE
     found = acceptance([r for run in runs for r in run.rounds], N_MAX)
     novel = acceptance([r for run in runs for r in novel_rounds(run)], N_MAX)
     for ours, theirs in ((found, expected), (novel, expected["novel"])):
         rates = [share.rate for share in ours.first_accepted]
-        assert rates == pytest.approx(theirs["p_first_k_accepted"], abs=0.03)
-        assert ours.tokens_per_pass == pytest.approx(theirs["tokens_per_target_pass"], abs=0.1)
+        # A near tie among the drafts moves a round or two.
+        assert rates == pytest.approx(theirs["p_first_k_accepted"], abs=0.01)
+        assert ours.tokens_per_pass == pytest.approx(theirs["tokens_per_target_pass"], abs=0.03)
 
 
 # --- mutants --------------------------------------------------------------------------------

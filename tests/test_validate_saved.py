@@ -17,6 +17,7 @@ from _validate_helpers import library_under_test
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import OutputError
 from gguf_mtp.validate.saved import MARK, ReportFile
+from hung import HUNG
 from pair_files import Files
 
 EARLIER = '{"schema": "gguf-mtp.validate/1", "holds": true}\n'
@@ -101,13 +102,13 @@ def test_an_interrupted_run_leaves_no_stale_report(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HUNG
     while out.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not out.exists()
     assert process.poll() is None  # in the midst of it
     process.send_signal(number)
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=HUNG)
     assert process.returncode != 0
     assert stdout == b""
     assert list(tmp_path.iterdir()) == []

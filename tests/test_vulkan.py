@@ -16,6 +16,7 @@ from backend_runs import (
     vulkan_environment,
 )
 from demo import same_text
+from hung import HUNG
 from llama_programs import FIXED_DEPTH, GREEDY, THREADS, programs
 
 pytestmark = pytest.mark.vulkan
@@ -116,7 +117,7 @@ def speculate(environ: dict[str, str], variant: str, *arguments: str | Path) -> 
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=600,
+        timeout=HUNG,
         check=False,
     )
     assert done.returncode == 0, f"exit code {done.returncode}:\n{done.stderr[-1500:]}"

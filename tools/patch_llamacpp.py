@@ -31,18 +31,21 @@ from llamacpp.pin import (
 # Which patches a tree gets: the series, none, or what its compiler needs to build a program that
 # does not crash (gcc 12 with AMX).
 SERIES, NONE, COMPILER_FIXES = "series", "stock", "amx-tile-config-barrier"
-AVX2 = ("SSE42", "AVX", "F16C", "FMA", "BMI2", "AVX2")
 SANITIZE = REPO / "tools" / "llamacpp" / "sanitize.cmake"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One build: which patches its tree has, CMake flags, programs (None: those asked for)."""
+    """One build: which patches its tree has, CMake flags, programs (None: those asked for).
+
+    `cpu` is the kind of CPU that it is always built for, None for the one that was chosen.
+    """
 
     patches: str = SERIES
     flags: tuple[str, ...] = ()
     targets: tuple[str, ...] | None = None
     backend: str | None = "cpu"  # None: built for the backend that was chosen
+    cpu: str | None = None
 
 
 # `exact` has CPU kernels whose F32 result does not depend on the batch width; `stock` is the
@@ -58,9 +61,7 @@ VARIANTS = {
         COMPILER_FIXES, targets=("llama-speculative-simple", "llama-server"), backend=None
     ),
     "vulkan": Variant(targets=("llama-speculative-simple",), backend="vulkan"),
-    "avx2": Variant(
-        flags=("-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in AVX2)), targets=("ggml",)
-    ),
+    "avx2": Variant(cpu="x86-64-v3", targets=("ggml",)),
     "sanitize": Variant(
         flags=("-DGGML_LLAMAFILE=OFF", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={SANITIZE}"),
         targets=("llama",),
@@ -103,9 +104,15 @@ def run(options: argparse.Namespace) -> dict[str, object]:
             trees[variant.patches] = source_tree(options.tree, digest, variant.patches)
         tree = trees[variant.patches]
         chosen = build.choose_backend(variant.backend) if variant.backend else backend
-        out = build.directory(tree, chosen, name, options.cmake_flag)
+        # The folder of a variant that is always for the same CPU does not depend on the choice.
+        asked = (
+            *build.cpu_flags(build.NATIVE if variant.cpu else options.cpu),
+            *options.cmake_flag,
+        )
+        out = build.directory(tree, chosen, name, asked)
         _say(f"{name}: {tree} ({chosen.name})")
-        build.configure(tree, out, chosen, (*variant.flags, *options.cmake_flag))
+        own = (*build.cpu_flags(variant.cpu or build.NATIVE), *variant.flags)
+        build.configure(tree, out, chosen, (*own, *asked))
         build.compile_targets(out, variant.targets or targets, options.jobs, f"build {name}")
         dirs[name] = out / "bin"
 
@@ -114,8 +121,9 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "source": f"{PACKAGE} {PACKAGE_VERSION}" if options.tree is None else str(options.tree),
         "patches": digest,
         "backend": backend.name,
+        "cpu": options.cpu,
         **_dirs(dirs["default"]),
-        **_earlier_variants(digest),
+        **_earlier_variants(digest, options.cpu),
         **{name: _dirs(path) for name, path in dirs.items() if name != "default"},
     }
     path = record_path()
@@ -127,13 +135,13 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     return record
 
 
-def _earlier_variants(digest: str) -> dict[str, object]:
-    """Variants that an earlier run of the same series built: this one does not take them away."""
+def _earlier_variants(digest: str, cpu: str) -> dict[str, object]:
+    """Variants that an earlier run built of the same series for the same kind of CPU: they stay."""
     try:
         record = read_record()
     except SetupError:
         return {}
-    if record.get("patches") != digest:
+    if (record.get("patches"), record.get("cpu", build.NATIVE)) != (digest, cpu):
         return {}
     return {name: record[name] for name in VARIANTS if name in record}
 
@@ -206,6 +214,12 @@ def parser() -> argparse.ArgumentParser:
         "--target",
         action="append",
         help=f"build only this (default: {' '.join(build.TARGETS)})",
+    )
+    add(
+        "--cpu",
+        default=build.NATIVE,
+        choices=[build.NATIVE, *build.CPUS],
+        help="kind of x86 CPU to build for (default: this machine's)",
     )
     add("--cmake-flag", action="append", default=[], help="passed to CMake as it is")
     add("--jobs", type=int, default=os.cpu_count() or 1)

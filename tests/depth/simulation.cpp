@@ -24,6 +24,16 @@ int64_t ggml_time_us() {
     return (int64_t) t_us;
 }
 
+// The standard's distributions are each library's own: these draw the same numbers everywhere.
+static double uniform(std::mt19937 & rng) {
+    return rng()/4294967296.0; // 2^32
+}
+
+static double normal(std::mt19937 & rng) { // Box and Muller
+    const double radius = std::sqrt(-2*std::log(1.0 - uniform(rng)));
+    return radius*std::cos(2*3.14159265358979323846*uniform(rng));
+}
+
 static std::vector<double> numbers(const char * text) {
     std::vector<double> result;
     std::stringstream stream(text);
@@ -50,9 +60,6 @@ int main(int argc, char ** argv) {
     const auto   chances   = numbers(argv[8]);
     std::vector<std::vector<double>> costs_ms;
     std::transform(argv + 9, argv + argc, std::back_inserter(costs_ms), numbers);
-
-    std::normal_distribution<double>       normal(0.0, 1.0);
-    std::uniform_real_distribution<double> uniform(0.0, 1.0);
 
     std::vector<int> made(n_seq, 0);
     const auto cost_us = [&](size_t width) {
@@ -87,7 +94,7 @@ int main(int argc, char ** argv) {
         // a confidence that says nothing: the hardest case, and that of random weights
         std::vector<std::vector<float>> confidence(seqs.size());
         for (size_t i = 0; i < seqs.size(); ++i) {
-            std::generate_n(std::back_inserter(confidence[i]), n_draft[i], [&]() { return uniform(rng); });
+            std::generate_n(std::back_inserter(confidence[i]), n_draft[i], [&]() { return (float) uniform(rng); });
         }
         if (fixed < 0) {
             n_draft = depth.cut(seqs, confidence, n_steps, n_steps*draft_us);

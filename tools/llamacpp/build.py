@@ -36,6 +36,14 @@ _COMMON_FLAGS = (
     "-DGGML_RPC=ON",
 )
 
+# Instruction sets of x86 CPUs by kind, ggml's names: the levels that compilers know. Nothing newer
+# than the level is used, so level 4 has no VNNI and no AMX.
+_V2 = ("SSE42",)
+_V3 = (*_V2, "AVX", "AVX2", "BMI2", "F16C", "FMA")
+_V4 = (*_V3, "AVX512")
+NATIVE = "native"  # what this machine has
+CPUS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+
 # See the header in there.
 VULKAN_HEADERS = Path(__file__).parent / "vulkan-headers"
 
@@ -83,6 +91,15 @@ def choose_backend(name: str) -> Backend:
             return backend
     names = ", ".join(b.name for b in BACKENDS)
     raise SetupError(f"unknown backend {name!r}; expected auto or one of {names}")
+
+
+def cpu_flags(name: str) -> tuple[str, ...]:
+    """CMake flags for a kind of CPU: one of `CPUS`, or `NATIVE` for this machine's."""
+    if name == NATIVE:
+        return ()
+    # ggml turns some of them on by itself where it builds for another machine.
+    wanted = ((each, "ON" if each in CPUS[name] else "OFF") for each in _V4)
+    return ("-DGGML_NATIVE=OFF", *(f"-DGGML_{each}={state}" for each, state in wanted))
 
 
 def directory(tree: Path, backend: Backend, name: str, flags: Sequence[str]) -> Path:
