@@ -1,6 +1,7 @@
 """Merged files whose drafter is no MTP heads, and lies: what the patched llama.cpp says of each.
 
-An expectation that begins with ``PAIR:`` is met when the drafter's context is made.
+An expectation that begins with ``PAIR:`` is met when the drafter's context is made, as is one with
+``TAIL:``, whose file has the tail layout.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,9 @@ from pathlib import Path
 import drafter_files as made
 from drafter_files import HEAD_DIM, Drafter, d2t
 from gguf_mtp.ggml import type_by_name
-from gguf_mtp.keyvalue import KeyValue, ValueType, array, boolean, f32, string, strings, u32
+from gguf_mtp.keyvalue import ValueType, array, boolean, f32, string, strings, u32
 from gguf_mtp.model import Half, Tensor, read_tensor
-from hostile_merged import I32, N_VOCAB, WIDTH, Case, encode, zeros
+from hostile_merged import I32, N_VOCAB, WIDTH, Case, encode, tail_of, vocabulary, zeros
 
 LAYERS = 5  # of the base
 OWN = 32  # the width of drafters with embeddings of their own
@@ -34,6 +35,12 @@ def embed(base: Half, drafter: Drafter) -> bytes:
     return encode(keys, (*base.tensors, *tensors))
 
 
+def behind(base: Half, drafter: Drafter) -> bytes:
+    """The tail file, whose drafter has a tokenizer of its own."""
+    heads = encode(tuple(drafter.keys.values()), tuple(drafter.tensors.values()))
+    return tail_of(encode(base.keys, base.tensors), heads)
+
+
 def in_memory(base: Half) -> Half:
     """`base` without its file, so that many copies are quick to make."""
     return replace(
@@ -44,10 +51,13 @@ def in_memory(base: Half) -> Half:
 def _spoilt(
     base: Half, drafter: Drafter, name: str, parts: Iterable[object], expected: str
 ) -> Case:
-    data = embed(base, drafter.having(*parts))
-    if expected.startswith("PAIR:"):
-        return Case(name, data, pair=expected.removeprefix("PAIR:"))
-    return Case(name, data, expected)
+    spoilt = drafter.having(*parts)
+    layout, colon, reason = expected.partition(":")
+    if colon and layout == "TAIL":
+        return Case(name, behind(base, spoilt), pair=reason)
+    if colon and layout == "PAIR":
+        return Case(name, embed(base, spoilt), pair=reason)
+    return Case(name, embed(base, spoilt), expected)
 
 
 def _common(base: Half, arch: str, drafter: Drafter) -> Iterator[Case]:
@@ -141,8 +151,8 @@ def _common(base: Half, arch: str, drafter: Drafter) -> Iterator[Case]:
         ),
         (
             "tokens",
-            [strings("tokenizer.ggml.tokens", [f"t{at}" for at in range(N_VOCAB)])],
-            "PAIR:token 0 differs",
+            vocabulary(N_VOCAB)[:1],
+            "TAIL:token 0 differs",
         ),
     ):
         yield _spoilt(base, drafter, f"{arch}-{case}", parts, expected)
@@ -161,14 +171,6 @@ def _for_activations(tensor: Tensor) -> Tensor:
     """`tensor` in a type that kernels make for themselves: no weights have it."""
     data = bytes(prod(tensor.shape) // 32 * 36)
     return replace(tensor, type=Q8_1, source=data, verbatim=True)
-
-
-def _fewer_tokens(count: int) -> list[KeyValue]:
-    return [
-        strings("tokenizer.ggml.tokens", [f"t{at}" for at in range(count)]),
-        array("tokenizer.ggml.scores", ValueType.FLOAT32, [0.0] * count),
-        array("tokenizer.ggml.token_type", ValueType.INT32, [1] * count),
-    ]
 
 
 def _eagle3(base: Half) -> Iterator[Case]:
@@ -256,7 +258,7 @@ def _eagle3(base: Half) -> Iterator[Case]:
             "PAIR:rotated width of layer 0 is 32, expected 2 to 16",
         ),
         ("window", drafter, [u32("eagle3.attention.sliding_window", 8)], ""),
-        ("fewer-tokens", drafter, _fewer_tokens(N_VOCAB // 2), "PAIR:vocabulary size: expected"),
+        ("fewer-tokens", drafter, vocabulary(N_VOCAB // 2), "TAIL:vocabulary size: expected"),
         (
             "d2t-for-a-borrowed-output",
             drafter,

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ N_VOCAB, N_CENTROIDS, WIDTH, DRAFTER_WIDTH = 512, 16, 64, 32
 Keys = tuple[KeyValue, ...]
 Tensors = tuple[Tensor, ...]
 Ids = npt.NDArray[np.int32]
+Part = TypeVar("Part", KeyValue, Tensor)
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,30 @@ class Sound:
 
     def with_heads(self, heads: bytes) -> bytes:
         """A tail file whose footer tells the truth about `heads`."""
-        begin = Footer(len(self.base), 0).heads_offset
-        padded = self.base + bytes(begin - len(self.base))
-        return self.with_footer(padded + heads, heads=len(heads))
+        return tail_of(self.base, heads)
+
+    def with_drafter(self, *changed: KeyValue | Tensor) -> bytes:
+        """A tail file whose drafter, with a tokenizer of its own, has keys and tensors replaced."""
+        keys = {key.name: key for key in self.keys if key.name.startswith("tokenizer.")}
+        keys |= {key.name: key for key in map(_of_drafter, self.keys) if key}
+        keys |= {part.name: part for part in changed if isinstance(part, KeyValue)}
+        tensors = {item.name: item for item in map(_of_drafter, self.tensors) if item}
+        tensors |= {part.name: part for part in changed if isinstance(part, Tensor)}
+        return self.with_heads(encode(tuple(keys.values()), tuple(tensors.values())))
+
+
+def _of_drafter(part: Part) -> Part | None:
+    """An inline file's key or tensor under the name that it has in the drafter's own file."""
+    about_the_file = ("mtp.format.", "mtp.source.", "mtp.target.", "mtp.tokenizer.")
+    if not part.name.startswith("mtp.") or part.name.startswith(about_the_file):
+        return None
+    return replace(part, name=part.name.removeprefix("mtp."))
+
+
+def tail_of(base: bytes, heads: bytes) -> bytes:
+    """The tail file of two GGUFs; its digest is zero, which llama.cpp does not look at."""
+    footer = Footer(len(base), len(heads))
+    return base.ljust(footer.heads_offset, b"\0") + heads + footer.encode()
 
 
 def encode(keys: Keys, tensors: Tensors) -> bytes:
@@ -123,6 +146,15 @@ def sound(merged: Path, base: Path, tail: Path) -> Sound:
 def zeros(name: str, shape: tuple[int, ...], kind: GgmlType = F32) -> Tensor:
     """`shape` outermost first."""
     return Tensor(name, kind, shape, bytes(kind.nbytes(shape)), verbatim=True)
+
+
+def vocabulary(count: int) -> Keys:
+    """A tokenizer of `count` tokens, where the base has `N_VOCAB`."""
+    return (
+        strings("tokenizer.ggml.tokens", [f"t{at}" for at in range(count)]),
+        array("tokenizer.ggml.scores", ValueType.FLOAT32, [0.0] * count),
+        array("tokenizer.ggml.token_type", ValueType.INT32, [1] * count),
+    )
 
 
 def ordering(change: Callable[[Ids], None]) -> Callable[[Sound], bytes]:
@@ -600,23 +632,20 @@ def _pair_cases(pair: Sound) -> Iterator[Case]:
         pair="hidden size: expected 64, found 128",
     )
     for name, count in (("smaller", N_VOCAB // 2), ("larger", 2 * N_VOCAB)):
-        tokens = strings("mtp.tokenizer.ggml.tokens", [f"t{at}" for at in range(count)])
-        scores = array("mtp.tokenizer.ggml.scores", ValueType.FLOAT32, [0.0] * count)
-        types = array("mtp.tokenizer.ggml.token_type", ValueType.INT32, [1] * count)
+        embedding = zeros("token_embd.weight", (count, DRAFTER_WIDTH))
         rows = np.arange(count, dtype="<i4").tobytes()
-        changed = (
-            zeros("mtp.token_embd.weight", (count, DRAFTER_WIDTH)),
-            Tensor(ORDERING, I32, (count,), rows, verbatim=True),
-        )
-        names = {item.name: item for item in changed}
-        tensors = tuple(names.get(item.name, item) for item in pair.tensors)
+        order = Tensor("masked_embd_ordering", I32, (count,), rows, verbatim=True)
         yield Case(
             f"of-a-{name}-vocabulary",
-            encode((*pair.keys, tokens, scores, types), tensors),
+            pair.with_drafter(*vocabulary(count), embedding, order),
             pair="vocabulary size: expected 512",
         )
-    few = strings("mtp.tokenizer.ggml.tokens", [f"t{at}" for at in range(2 * N_VOCAB)])
-    yield Case("tokens-beyond-scores", pair.with_keys(few), "Index out of array bounds for scores")
+        inline = (replace(item, name=f"mtp.{item.name}") for item in (embedding, order))
+        yield Case(f"inline-of-a-{name}-vocabulary", pair.with_tensors(*inline), "has wrong shape")
+    tokens, *_ = vocabulary(2 * N_VOCAB)
+    yield Case(
+        "tokens-beyond-scores", pair.with_drafter(tokens), "Index out of array bounds for scores"
+    )
     yield Case(
         "of-other-kv-heads",
         pair.with_keys(u32(f"{ARCH}attention.head_count_kv", 2)),

@@ -227,7 +227,11 @@ def test_heads_from_a_litert_package(tmp_path: Path, tiny_target: Path) -> None:
         if "scalar" not in name
     }
     tiny.write_safetensors(tmp_path / "heads.safetensors", tensors)
-    assert codes(tiny_target, tmp_path / "heads.safetensors") == ["inferred", "litert-heads"]
+    assert codes(tiny_target, tmp_path / "heads.safetensors") == [
+        "inferred",
+        "vocabulary-unchecked",
+        "litert-heads",
+    ]
     convert(tiny_target, tmp_path / "heads.safetensors", tmp_path / "m.gguf")
     split(tmp_path / "m.gguf", tmp_path / "b.gguf", tmp_path / "h.gguf")
     assert codes(tmp_path / "b.gguf", tmp_path / "h.gguf") == ["litert-heads"]
