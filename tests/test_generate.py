@@ -22,6 +22,7 @@ from gguf_mtp.runtime.bindings import Context, ContextOptions, ModelOptions
 from gguf_mtp.runtime.generate import Generation, MtpModel
 from gguf_mtp.runtime.library import Library
 from gguf_mtp.runtime.speculative import Round, decode_plainly
+from hung import HUNG
 from pair_files import Files
 
 CPU = ModelOptions(device="cpu", repack=False)
@@ -78,6 +79,40 @@ def test_equal_seeds_give_equal_texts(opened: MtpModel) -> None:
         opened.stream(PROMPT, N, temperature=1.0, seed=seed).text() for seed in (1, 1, 2)
     )
     assert first == again != other
+    unseeded = [opened.stream(PROMPT, N, temperature=1.0).text() for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+def test_a_sampled_text_does_not_depend_on_the_number_of_drafts(
+    library: Library, opened: MtpModel
+) -> None:
+    if library.choice.origin != "exact record":
+        pytest.skip("only the exact build's logits do not depend on the batch shape")
+    for seed in (1, 2, 4294967295):
+        texts = set()
+        for n_max in (0, 1, 3, 5):
+            answer = opened.stream(PROMPT, N, temperature=0.8, seed=seed, n_max=n_max)
+            texts.add(answer.text())
+            assert (answer.statistics.accepted > 0) == (n_max > 0)
+        assert len(texts) == 1
+
+
+def test_a_text_goes_on_as_it_would_have(library: Library, opened: MtpModel) -> None:
+    """The noise counts tokens of the sequence, the prompt's too, and not those of one call."""
+    if library.choice.origin != "exact record":
+        pytest.skip("only the exact build's logits do not depend on the batch shape")
+    whole = opened.stream(PROMPT, N, temperature=0.8, seed=3)
+    whole.text()
+    begun = (*whole.prompt, *whole.tokens[:11])
+    rest = opened.generate(begun, N - 11, temperature=0.8, seed=3)
+    rest.text()
+    assert rest.tokens == whole.tokens[11:]
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_is_a_32_bit_number(opened: MtpModel, seed: int) -> None:
+    with pytest.raises(ValueError, match=r"^seed must be within 0\.\.4294967295, not "):
+        opened.stream(PROMPT, N, temperature=1.0, seed=seed)
 
 
 @pytest.mark.parametrize("place", [1, 12, 13, 14])
@@ -268,6 +303,17 @@ def test_run_prints_text_and_then_figures(files: Files, opened: MtpModel) -> Non
 
 
 @pytest.mark.usefixtures("library")
+def test_run_repeats_a_sampled_text(files: Files, opened: MtpModel) -> None:
+    sampled = ("--raw", "-n", N, "-q", "--temperature", "0.8", "--seed", "5")
+    expected = opened.stream(PROMPT, N, temperature=0.8, seed=5, n_max=0).text() + "\n"
+    for drafts in (("--n-max", "0"), ("--no-mtp",)):
+        done = run(files, PROMPT, *sampled, *drafts)
+        assert done.exit_code == 0, done.output
+        assert done.stdout == expected
+    assert run(files, PROMPT, *sampled).stdout == run(files, PROMPT, *sampled).stdout != ""
+
+
+@pytest.mark.usefixtures("library")
 def test_run_reads_stdin_and_prints_json(files: Files, opened: MtpModel) -> None:
     done = run(files, "-", "--raw", "-n", N, "--json", stdin=PROMPT)
     assert done.exit_code == 0, done.output
@@ -355,7 +401,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(files: Files) -> None:
             process.stdin.flush()
             assert process.stdout.read(1)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(b"import sys\n", timeout=120)
+            out, err = process.communicate(b"import sys\n", timeout=HUNG)
         finally:
             process.kill()
     assert process.returncode == 0, err

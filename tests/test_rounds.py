@@ -1,10 +1,10 @@
-"""How the patched programs draft and judge: one graph or step by step, trees, rejection, slots.
+"""How the patched programs draft and verify: one graph or step by step, trees, slots.
 
 All on the `exact` build at F32, where equal means equal.
 """
 
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 
 from demo import same_text
 from gguf_mtp.runtime.bindings import (
-    MAX_OUTPUTS,
     Context,
     ContextOptions,
     Model,
@@ -194,86 +193,3 @@ def test_four_slots_give_the_texts_of_one(merged_f32: Path, tmp_path: Path) -> N
     assert answers(1) == plain
     assert answers(4) == plain
     assert answers(4, "--spec-draft-auto-depth") == plain
-
-
-TEMPERATURE = 0.8
-PURE = {"temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-
-
-@pytest.fixture(scope="module")
-def sampled(merged_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Answers at `TEMPERATURE` by acceptance rule: matching, and rejection sampling."""
-    found: dict[str, list[Any]] = {}
-    for rule in ("no-spec-draft-rejection", "spec-draft-rejection"):
-        log = tmp_path_factory.mktemp("sampled") / "log"
-        with server(programs("exact"), "-m", merged_f32, f"--{rule}", log=log) as running:
-            found[rule] = [
-                running.complete(prompt, 160, seed=seed, **PURE)
-                for prompt in PROMPTS
-                for seed in (1, 2, 3)
-            ]
-    return found
-
-
-def test_a_seed_repeats_its_text_whatever_came_before(merged_f32: Path, tmp_path: Path) -> None:
-    flags = ("-m", merged_f32, "--spec-draft-rejection")
-    with server(programs("exact"), *flags, log=tmp_path / "log") as running:
-        texts = [
-            running.complete(PROMPTS[0], 64, seed=seed, **PURE)["tokens"] for seed in (1, 2, 1)
-        ]
-    assert texts[0] == texts[2] != texts[1]
-
-
-def test_rejection_sampling_accepts_more(sampled: dict[str, list[Any]]) -> None:
-    """By more than twice the standard error of what these answers show."""
-    timings = ([answer["timings"] for answer in answers] for answers in sampled.values())
-    match, rejection = (
-        np.array([t["predicted_n"] / (t["predicted_n"] - t["draft_n_accepted"]) for t in each])
-        for each in timings
-    )
-    error = np.sqrt((np.var(match, ddof=1) + np.var(rejection, ddof=1)) / len(match))
-    assert rejection.mean() - match.mean() > 2 * error
-
-
-def positions_in_distribution(
-    context: Context, answers: Sequence[Any], prompts: Sequence[Sequence[int]], temperature: float
-) -> list[float]:
-    """Where each token lies in the target's distribution, ordered from the most probable token:
-    uniform over 0 to 1 exactly when tokens are drawn from it (randomized within a token's share).
-    """
-    rng = np.random.default_rng(7)
-    found = []
-    for answer, prompt in zip(answers, prompts, strict=True):
-        tokens = answer["tokens"]
-        context.prefill(prompt[:-1])
-        inputs = [prompt[-1], *tokens[:-1]]
-        for start in range(0, len(tokens), MAX_OUTPUTS):
-            context.decode(inputs[start : start + MAX_OUTPUTS], len(prompt) - 1 + start)
-            for i, token in enumerate(tokens[start : start + MAX_OUTPUTS]):
-                logits = context.logits(i).astype(np.float64) / temperature
-                p = np.exp(logits - logits.max())
-                p /= p.sum()
-                found.append(p[p > p[token]].sum() + rng.random() * p[token])
-    return found
-
-
-def deviation(positions: Sequence[float]) -> float:
-    """Kolmogorov-Smirnov distance from the uniform distribution, times sqrt(n); above 1.95 in one
-    of a thousand samples of that distribution."""
-    values = np.sort(positions)
-    n = len(values)
-    steps = np.arange(n + 1) / n
-    return float(np.sqrt(n) * max(np.max(steps[1:] - values), np.max(values - steps[:-1])))
-
-
-def test_rejection_sampling_keeps_the_distribution(
-    sampled: dict[str, list[Any]], target: Context
-) -> None:
-    prompts = [target.model.tokenize(prompt) for prompt in PROMPTS for _ in range(3)]
-    for answers in sampled.values():
-        right = positions_in_distribution(target, answers, prompts, TEMPERATURE)
-        assert len(right) > 1000
-        assert deviation(right) < 1.95
-        # The same tokens as draws of another distribution: the test can fail.
-        wrong = positions_in_distribution(target, answers, prompts, 1.0)
-        assert deviation(wrong) > 1.95

@@ -16,28 +16,29 @@ import pytest
 from _validate_helpers import VOCAB, FakeContext, fake_context, logits_after
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.bindings import Context, Row
+from gguf_mtp.runtime.coupled import Draw, best
 from gguf_mtp.runtime.sampling import (
     RULES,
-    Draft,
+    CoupledRule,
     MatchRule,
-    RejectionRule,
     RowOfTarget,
     Rule,
     SamplingLoop,
-    draw,
+    draw_from,
     softmax,
 )
 from gguf_mtp.runtime.speculative import decode_plainly
 from gguf_mtp.validate.acceptance import Proportion
 from gguf_mtp.validate.distribution import (
     ALPHA,
+    CoupledSamplesAgain,
     Distribution,
-    DrawsAgain,
+    MatchSamplesAgain,
     RuleFit,
-    SamplesAgain,
     Spot,
     choose_spots,
     measure_rule,
+    seeds_of,
 )
 from gguf_mtp.validate.statistics import Fit, add, chi2_tail, combine, fit
 
@@ -51,12 +52,12 @@ class NoisyDrafter:
         self.context = context
 
     def draft(
-        self, last: int, hidden: Row, position: int, n: int, choose: Callable[[Row], Draft]
-    ) -> list[Draft]:
-        text, drafts = (*self.context.cache, last), list[Draft]()
-        for _ in range(n):
-            drafts.append(choose(logits_after(text) + 0.7 * noise(text)))
-            text = (*text, drafts[-1].token)
+        self, last: int, hidden: Row, position: int, n: int, choose: Callable[[Row, int], int]
+    ) -> list[int]:
+        text, drafts = (*self.context.cache, last), list[int]()
+        for i in range(n):
+            drafts.append(choose(logits_after(text) + 0.7 * noise(text), i))
+            text = (*text, drafts[-1])
         return drafts
 
 
@@ -146,7 +147,7 @@ def test_softmax_and_draws() -> None:
     assert p == pytest.approx([math.exp(-2) / (2 + math.exp(-2)), 0, *[1 / (2 + math.exp(-2))] * 2])
     assert list(softmax(row, 0)) == [0, 0, 1, 0]
     random = np.random.default_rng(1)
-    drawn = Counter(draw(p, random) for _ in range(2000))
+    drawn = Counter(draw_from(p, random) for _ in range(2000))
     assert set(drawn) == {0, 2, 3}
     assert fit(drawn, p).p_value > ALPHA
     with pytest.raises(RuntimeUnavailable, match="not numbers"):
@@ -172,70 +173,58 @@ def test_a_right_rule_gives_uniform_p_values(name: str) -> None:
     assert 0 < sum(p < 0.1 for p in p_values) < 40  # 20 expected; more than 40 by chance in 10^5
 
 
-@pytest.mark.parametrize("broken", [DrawsAgain, SamplesAgain])
+@pytest.mark.parametrize("broken", [CoupledSamplesAgain, MatchSamplesAgain])
 def test_a_broken_rule_does_not(broken: Callable[[], Rule]) -> None:
     p_values = [measured(broken(), seed, 120, SPOTS[:1]).p_value for seed in range(30)]
     assert kolmogorov(p_values) < 1e-4
     assert measured(broken(), 0, 1000).p_value < 1e-6
 
 
-class AcceptsEverything(RejectionRule):
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        return len(drafts), draw(p(len(drafts)), random)
+class AcceptsEverything(CoupledRule):
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        return len(drafts), self.sample(row(len(drafts)), draw.after(len(drafts)))
 
 
 class AcceptsByArgmax(MatchRule):
-    """Greedy acceptance while sampling: drafts stand where they are the target's best."""
+    """Greedy acceptance while sampling: a draft is accepted where it is the target's best token."""
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
         for i, draft in enumerate(drafts):
-            if int(np.argmax(p(i))) != draft.token:
-                return i, draw(p(i), random)
-        return len(drafts), draw(p(len(drafts)), random)
+            if best(row(i)) != draft:
+                return i, self.sample(row(i), draw.after(i))
+        return len(drafts), self.sample(row(len(drafts)), draw.after(len(drafts)))
 
 
-class ForgetsItsDistribution(RejectionRule):
-    """Takes q for 1, as if drafts had not been sampled."""
+class TakesTheRowBefore(CoupledRule):
+    """The token after a whole draft comes from the last draft's row."""
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        certain = [Draft(d.token, np.eye(VOCAB)[d.token]) for d in drafts]
-        return super().judge(p, certain, random)
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        return super().judge(lambda i: row(min(i, len(drafts) - 1)), drafts, draw)
 
 
-class TakesTheRowBefore(RejectionRule):
-    """The bonus token after a whole draft comes from the last draft's row."""
+class ReusesTheNoise(CoupledRule):
+    """The second token of a round has the noise of the first."""
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        return super().judge(lambda i: p(min(i, len(drafts) - 1)), drafts, random)
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        accepted, token = super().judge(row, drafts, draw)
+        return accepted, self.sample(row(accepted), draw) if accepted else token
 
 
-class ReversesTheRatio(RejectionRule):
-    """Accepts with min(1, q/p)."""
+class HalvesTheNoise(CoupledRule):
+    """Noise of another scale: another temperature."""
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        for i, draft in enumerate(drafts):
-            if random.random() * p(i)[draft.token] >= draft.q[draft.token]:
-                return i, draw(self.remainder(p(i), draft.q), random)
-        return len(drafts), draw(p(len(drafts)), random)
+    def sample(self, row: Row, draw: Draw) -> int:
+        return super().sample(row, replace(draw, temperature=draw.temperature / 2))
 
 
 BROKEN = [
     AcceptsEverything,
     AcceptsByArgmax,
-    ReversesTheRatio,
     TakesTheRowBefore,
-    DrawsAgain,
-    SamplesAgain,
+    ReusesTheNoise,
+    HalvesTheNoise,
+    CoupledSamplesAgain,
+    MatchSamplesAgain,
 ]
 
 
@@ -247,17 +236,19 @@ def test_broken_rules_are_found(broken: Callable[[], Rule]) -> None:
     assert found.breaking()
 
 
+class DraftsGreedily(CoupledRule):
+    def draft(self, row: Row, draw: Draw) -> int:
+        return best(row)
+
+
 def test_another_exact_rule_is_not_called_broken() -> None:
-    """With q taken for certain it accepts less, and is exact for greedy drafts only."""
-    greedy = ForgetsItsDistribution()
-    greedy.samples_drafts = False
-    assert measured(greedy, 0, 1000).p_value > ALPHA
-    assert measured(ForgetsItsDistribution(), 0, 1000).p_value > ALPHA
+    """What is drafted does not change what the target samples."""
+    assert measured(DraftsGreedily(), 0, 1000).p_value > ALPHA
 
 
 class ReadsTheNextRow(SamplingLoop):
-    def _distribution(self, i: int) -> np.ndarray:
-        return super()._distribution(min(i + 1, self.n_max))
+    def _row(self, i: int) -> Row:
+        return super()._row(min(i + 1, self.n_max))
 
 
 class LeavesADraftInTheCache(SamplingLoop):
@@ -265,11 +256,12 @@ class LeavesADraftInTheCache(SamplingLoop):
         return super()._roll_back(position, min(accepted + 1, width - 1), width)
 
 
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("kind", [ReadsTheNextRow, LeavesADraftInTheCache])
-def test_a_broken_loop_is_found_whatever_the_rule(kind: type[SamplingLoop]) -> None:
+def test_a_broken_loop_is_found_whatever_the_rule(kind: type[SamplingLoop], name: str) -> None:
     context = FakeContext()
     target = cast(Context, context)
-    broken = kind(target, NoisyDrafter(context), 3, RejectionRule(), TEMPERATURE)
+    broken = kind(target, NoisyDrafter(context), 3, RULES[name](), TEMPERATURE)
     assert measure_rule(broken, alone(), SPOTS, 800, 0).p_value < ALPHA
 
 
@@ -279,9 +271,17 @@ def test_draws_repeat_and_differ_by_seed(name: str) -> None:
     assert a == b != c
 
 
-def test_few_draws_cannot_tell() -> None:
-    assert not measured(RejectionRule(), 0, 20).can_tell
-    enough = measured(RejectionRule(), 0, 1500)
+def test_seeds_of_spots_and_runs_are_unrelated() -> None:
+    seeds = [seed for run in (0, 1) for spot in (0, 1) for seed in seeds_of(run, spot, 500)]
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) < max(seeds) < 1 << 32
+    assert seeds_of(0, 1, 3) == seeds_of(0, 1, 500)[:3]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_few_draws_cannot_tell(name: str) -> None:
+    assert not measured(RULES[name](), 0, 20).can_tell
+    enough = measured(RULES[name](), 0, 1500)
     assert enough.can_tell
     assert 0 < enough.accepted.rate < 1
 
@@ -290,12 +290,11 @@ def test_few_draws_cannot_tell() -> None:
 def test_at_temperature_0_the_text_is_the_greedy_one(name: str) -> None:
     context = FakeContext()
     sampling = SamplingLoop(cast(Context, context), NoisyDrafter(context), 3, RULES[name](), 0.0)
-    random = np.random.default_rng(5)
-    place = sampling.start((3, 1, 4), random)
+    place = sampling.start((3, 1, 4), 5)
     tokens = [place.token]
     accepted = 0
     while len(tokens) < 20:
-        done, place = sampling.round(place, random)
+        done, place = sampling.round(place, 5)
         tokens += done.emitted
         accepted += done.accepted
     assert tuple(tokens[:20]) == decode_plainly(alone(), (3, 1, 4), 20).tokens
@@ -304,9 +303,9 @@ def test_at_temperature_0_the_text_is_the_greedy_one(name: str) -> None:
 
 def test_a_place_needs_a_row_before_it() -> None:
     with pytest.raises(RuntimeUnavailable, match="two tokens"):
-        loop(RejectionRule()).enter((3,))
+        loop(CoupledRule()).enter((3,))
     with pytest.raises(ValueError, match="temperature"):
-        SamplingLoop(alone(), NoisyDrafter(FakeContext()), 3, RejectionRule(), -1.0)
+        SamplingLoop(alone(), NoisyDrafter(FakeContext()), 3, CoupledRule(), -1.0)
 
 
 def test_spots_are_where_the_target_hesitates() -> None:
@@ -321,7 +320,7 @@ def test_spots_are_where_the_target_hesitates() -> None:
 
 
 def test_the_evidence_as_json() -> None:
-    data = Distribution(0.8, 7, 50, (measured(RejectionRule(), 7, 50),)).to_json()
+    data = Distribution(0.8, 7, 50, (measured(CoupledRule(), 7, 50),)).to_json()
     rule = data["rules"][0]
     assert (data["temperature"], data["seed"], data["draws"]) == (0.8, 7, 50)
     assert [place["prompt"] for place in rule["places"]] == ["p", "q"]
@@ -331,9 +330,9 @@ def test_the_evidence_as_json() -> None:
 
 def test_places_that_break_are_named() -> None:
     good, bad = (Fit(100, 5, 1.0, 4, p, 0.1, 0.0, 0) for p in (0.6, 1e-9))
-    places = [*measured(RejectionRule(), 0, 50).places]
+    places = [*measured(CoupledRule(), 0, 50).places]
     found = RuleFit(
-        "rejection",
+        "coupled",
         tuple(replace(p, first=f, second=good) for p, f in zip(places, (good, bad), strict=True)),
         Proportion(1, 2),
         0.0,

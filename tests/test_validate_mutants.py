@@ -17,24 +17,23 @@ from _validate_helpers import library_under_test, require_patches
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import FormatError
 from gguf_mtp.runtime.bindings import ContextOptions, ModelOptions, Row
+from gguf_mtp.runtime.coupled import Draw
 from gguf_mtp.runtime.pair import Pair, PairContexts, open_pair
 from gguf_mtp.runtime.sampling import (
-    Draft,
+    CoupledRule,
     MtpSamplingDrafter,
-    Probabilities,
-    RejectionRule,
+    Place,
     RowOfTarget,
     Rule,
     SamplingLoop,
-    softmax,
 )
-from gguf_mtp.runtime.speculative import MtpDrafter, SpeculativeLoop
-from gguf_mtp.validate.distribution import DrawsAgain, SamplesAgain
+from gguf_mtp.runtime.speculative import MtpDrafter, Round, SpeculativeLoop
+from gguf_mtp.validate.distribution import CoupledSamplesAgain, MatchSamplesAgain
 from gguf_mtp.validate.prompts import load_prompts
-from gguf_mtp.validate.reference import read_recording
+from gguf_mtp.validate.reference import MAX_DIFFERENCE, read_recording
 from gguf_mtp.validate.report import Report
 from gguf_mtp.validate.suite import Options, validate
-from gguf_mtp.validate.tiers import DRAFTS, L0, L1, L2, L3, L4, REFERENCE
+from gguf_mtp.validate.tiers import DRAFTS, L0, L1, L2, L3, L4, REFERENCE, SAMPLED
 from mutants import (
     AcceptsOneTooFew,
     AcceptsOneTooMany,
@@ -154,32 +153,52 @@ def test_another_cache_shows_in_the_drafts(pair: Pair) -> None:
     assert {t for t, held in holds(report).items() if held is False} == {DRAFTS}
 
 
-# --- L4 ---------------------------------------------------------------------------------------
+# --- L4 and sampled-identical -----------------------------------------------------------------
 
 DRAWING = Options(n_max=1, n_predict=12, temperature=0.8, draws=250, places=2)
 MATCH = ("match",)
-REJECTION = ("rejection",)
+COUPLED = ("coupled",)
 
 
-class AcceptsEverything(RejectionRule):
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        return len(drafts), super().judge(lambda i: p(len(drafts)), [], random)[1]
+class AcceptsEverything(CoupledRule):
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        return len(drafts), self.sample(row(len(drafts)), draw.after(len(drafts)))
 
 
 class ForgetsTheTemperature(SamplingLoop):
     """Takes the target's row as it is."""
 
-    def _distribution(self, i: int) -> Probabilities:
-        return softmax(self.target.logits(i), 1.0)
+    def _row(self, i: int) -> Row:
+        row: Row = super()._row(i) * np.float32(self.temperature)
+        return row
 
 
 class StaysInThePlace(SamplingLoop):
     """Reads the first row for every draft."""
 
-    def _distribution(self, i: int) -> Probabilities:
-        return super()._distribution(0)
+    def _judge(self, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        return self.rule.judge(lambda _i: self._row(0), drafts, draw)
+
+
+class CountsDrafts(SamplingLoop):
+    """The noise depends on how many tokens were drafted, not on the position alone.
+
+    Every sample still has the target's distribution.
+    """
+
+    drafted = 0
+
+    def start(self, prompt: Sequence[int], seed: int) -> Place:
+        self.drafted = 0
+        return super().start(prompt, seed)
+
+    def round(self, place: Place, seed: int) -> tuple[Round, Place]:
+        done, after = super().round(place, seed)
+        self.drafted += len(done.drafted) - done.accepted
+        return done, after
+
+    def _draw(self, position: int, seed: int) -> Draw:
+        return super()._draw(position + self.drafted, seed)
 
 
 def drawn(pair: Pair, make: Callable[..., SamplingLoop], rules: tuple[str, ...]) -> Report:
@@ -194,6 +213,7 @@ def test_l4_holds_and_says_with_what_evidence(pair: Pair) -> None:
     assert (verdict.matching.hits, verdict.matching.total) == (4, 4)
     assert verdict.tokens == 2 * 2 * 250
     evidence = report.to_json()["distribution"]
+    assert [rule["rule"] for rule in evidence["rules"]] == ["coupled", "match"]
     for rule in evidence["rules"]:
         assert rule["broken_rule_p_value"] < 1e-3 <= rule["p_value"] <= 1
         assert all(place["first"]["dof"] > 0 for place in rule["places"])
@@ -224,21 +244,49 @@ def of_kind(kind: type[SamplingLoop]) -> Callable[..., SamplingLoop]:
 
 
 @pytest.mark.parametrize(
-    ("make", "rules"),
+    ("make", "rules", "broken"),
     [
-        (with_rule(DrawsAgain), REJECTION),
-        (with_rule(SamplesAgain), MATCH),
-        (with_rule(AcceptsEverything), REJECTION),
-        (of_kind(ForgetsTheTemperature), REJECTION),
-        (of_kind(StaysInThePlace), MATCH),
+        (with_rule(CoupledSamplesAgain), COUPLED, {L4, SAMPLED}),
+        (with_rule(MatchSamplesAgain), MATCH, {L4}),
+        (with_rule(AcceptsEverything), COUPLED, {L4, SAMPLED}),
+        (of_kind(ForgetsTheTemperature), COUPLED, {L4, SAMPLED}),
+        (of_kind(StaysInThePlace), COUPLED, {L4, SAMPLED}),
+        (of_kind(StaysInThePlace), MATCH, {L4}),
+        (of_kind(CountsDrafts), COUPLED, {SAMPLED}),
     ],
-    ids=["draws-again", "samples-again", "accepts-everything", "no-temperature", "first-row"],
+    ids=[
+        "coupled-samples-again",
+        "match-samples-again",
+        "accepts-everything",
+        "no-temperature",
+        "coupled-first-row",
+        "match-first-row",
+        "counts-drafts",
+    ],
 )
-def test_a_broken_acceptance_breaks_l4_alone(
-    pair: Pair, make: Callable[..., SamplingLoop], rules: tuple[str, ...]
+def test_a_broken_sampler_breaks_its_tiers(
+    pair: Pair, make: Callable[..., SamplingLoop], rules: tuple[str, ...], broken: set[str]
 ) -> None:
     report = drawn(pair, make, rules)
-    assert {t for t, held in holds(report).items() if held is False} == {L4}
+    assert {t for t, held in holds(report).items() if held is False} == broken
+    assert not report.holds
+
+
+def test_a_sampled_text_does_not_depend_on_drafts(pair: Pair) -> None:
+    report = validate(pair, PROMPTS, replace(DRAWING, n_max=3, n_predict=48, draws=1))
+    verdict = next(v for v in report.verdicts if v.tier == SAMPLED)
+    assert verdict.holds, verdict.divergences
+    assert verdict.claimed
+    assert (verdict.matching.hits, verdict.matching.total) == (2, 2)
+    assert verdict.tokens > 48
+    assert verdict.note.startswith("seed 0, near ties: ")
+
+
+def test_sampled_identical_is_not_called_held_without_its_rule(pair: Pair) -> None:
+    report = validate(pair, PROMPTS[:1], replace(DRAWING, rules=MATCH, draws=1))
+    verdict = next(v for v in report.verdicts if v.tier == SAMPLED)
+    assert (verdict.holds, verdict.claimed) == (None, False)
+    assert verdict.note == "needs --temperature and the rule coupled"
 
 
 # --- the reference ----------------------------------------------------------------------------
@@ -253,7 +301,7 @@ def test_the_reference_holds(pair: Pair) -> None:
     evidence = report.to_json()["reference"]
     assert evidence["program"].startswith("transformers 5")
     assert evidence["head"] == "dense"
-    assert 0 < evidence["base"]["largest"] < 0.02
+    assert 0 < evidence["base"]["largest"] < MAX_DIFFERENCE
     assert evidence["base"]["best"] == {"hits": 24, "total": 24}
     assert report.files[-1].role == "reference"
 
@@ -337,7 +385,13 @@ def test_files_that_are_no_recording_are_refused(tmp_path: Path, files: Files) -
 
 
 def test_claims_need_what_they_test(files: Files) -> None:
-    for tier, option in ((L4, "--temperature"), (REFERENCE, "--reference")):
-        done = CliRunner().invoke(main, ["validate", str(files.base), "--claim", tier])
+    needs = [
+        (L4, (), "--temperature"),
+        (SAMPLED, (), "--temperature"),
+        (SAMPLED, ("--temperature", "1", "--rule", "match"), "--rule coupled"),
+        (REFERENCE, (), "--reference"),
+    ]
+    for tier, more, option in needs:
+        done = CliRunner().invoke(main, ["validate", str(files.base), "--claim", tier, *more])
         assert done.exit_code == 2
         assert f"--claim {tier} needs {option}" in done.stderr

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gguf_mtp.report.words import words
 from gguf_mtp.validate.acceptance import Acceptance, Proportion, wilson
 from gguf_mtp.validate.margins import Bin
 from gguf_mtp.validate.report import FileFacts, PromptFacts, Report, Settings, Speed
-from gguf_mtp.validate.tiers import Divergence, Invariance, Verdict
+from gguf_mtp.validate.tiers import TIERS, Divergence, Invariance, Verdict
 
 SETTINGS = Settings(
     n_max=2,
@@ -177,10 +178,17 @@ def test_a_run_too_short_to_time_has_no_ratio() -> None:
     json.dumps(data, allow_nan=False)
 
 
-def shown(whole: Report) -> str:
+def shown(whole: Report, width: int = 200) -> str:
     out = io.StringIO()
-    whole.print(Console(file=out, width=200))
+    whole.print(Console(file=out, width=width))
     return out.getvalue()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_tier_keeps_its_name_on_a_narrow_terminal_and_on_the_page(tier: str) -> None:
+    text = shown(report(replace(verdict(tier, True, True), note="what was compared " * 5)), 80)
+    assert any(line.startswith(f"{tier} ") for line in text.splitlines())
+    assert words(tier).text
 
 
 def test_text_gives_a_line_per_tier_and_the_outcome() -> None:

@@ -17,6 +17,7 @@ import click
 from gguf_mtp.cli import shared
 from gguf_mtp.cli.devices import model_options, open_library
 from gguf_mtp.runtime.bindings import MAX_OUTPUTS
+from gguf_mtp.runtime.coupled import SEEDS
 from gguf_mtp.runtime.generate import DEFAULT_DRAFTS, STOPPED, Generation, MtpModel, Statistics
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -58,17 +59,21 @@ class _Shown:
     default=0.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="0 is greedy; above it drafts are accepted by rejection sampling.",
+    help="0 is greedy; above it every token is sampled from the model's distribution.",
 )
-@click.option("--seed", type=click.IntRange(0), help="Makes a temperature's text repeatable.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, SEEDS - 1),
+    help="Repeat a sampled text: the same for every --n-max. Default: a random seed.",
+)
 @click.option(
     "--n-max",
     default=DEFAULT_DRAFTS,
     show_default=True,
-    type=click.IntRange(1, MAX_OUTPUTS - 1),
-    help="Tokens drafted a round.",
+    type=click.IntRange(0, MAX_OUTPUTS - 1),
+    help="Tokens drafted per round; 0 decodes without drafts.",
 )
-@click.option("--no-mtp", is_flag=True, help="Decode without drafts.")
+@click.option("--no-mtp", is_flag=True, help="Same as --n-max 0.")
 @click.option("--show-drafts", is_flag=True, help="Underline what the heads guessed.")
 @shared.heads
 @shared.threads

@@ -16,14 +16,15 @@ from gguf_mtp.cli.progress import step_bar
 from gguf_mtp.cli.show import wrapping_console
 from gguf_mtp.report import badges
 from gguf_mtp.runtime.bindings import MAX_OUTPUTS, ModelOptions, half_the_cpus
+from gguf_mtp.runtime.coupled import SEEDS
 from gguf_mtp.runtime.library import ALL_BACKENDS, ENV_LIBRARY
-from gguf_mtp.runtime.sampling import RULES
+from gguf_mtp.runtime.sampling import RULES, CoupledRule
 from gguf_mtp.runtime.targets import BACKENDS, choose_targets, left_out
 from gguf_mtp.validate.backends import not_tested, to_json, validate_backends
 from gguf_mtp.validate.cross import CROSS
 from gguf_mtp.validate.prompts import load_prompts
 from gguf_mtp.validate.suite import Options
-from gguf_mtp.validate.tiers import BASE, L4, REFERENCE, TIERS
+from gguf_mtp.validate.tiers import BASE, L4, REFERENCE, SAMPLED, TIERS
 
 
 def _parse_claims(
@@ -90,7 +91,7 @@ def _parse_claims(
     "--temperature",
     type=click.FloatRange(0, min_open=True),
     metavar="T",
-    help="Measure L4 at this temperature.",
+    help="Measure L4 and sampled-identical at this temperature.",
 )
 @click.option(
     "--seeds",
@@ -102,14 +103,18 @@ def _parse_claims(
     help="Seeded draws at a place, for L4.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The first of them."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, SEEDS - 1),
+    help="Seed of sampled-identical's texts; those of L4 follow from it.",
 )
 @click.option(
     "--rule",
     "rules",
     multiple=True,
     type=click.Choice(list(RULES)),
-    help="Rule of acceptance tested for L4; repeatable. Default: all.",
+    help="Way to draft and sample that is tested for L4; repeatable. Default: all.",
 )
 @click.option(
     "--library",
@@ -181,6 +186,7 @@ def command(
     L2  the text equals plain one-token-at-a-time greedy decoding
     L3  where L2 breaks, the margin is within the effect of the batch shape
     L4  at --temperature, drawn tokens have the target's distribution
+    sampled-identical  at --temperature, the text of a seed equals its text without drafts
     drafts-exact    every draft is what the heads give for the text before it
     base-identical  the base inside gives the logits of --against, bit for bit
     cross-backend   the logits agree with the CPU's within a stated tolerance
@@ -192,16 +198,19 @@ def command(
     Claimed by default: L0, L1, drafts-exact, cross-backend, base-identical with --against, and
     L2 where the logits are measured not to depend on the batch shape (which --exact sees to on
     a CPU); elsewhere L2 is reported, and L3 always. L4 where the draws also tell a rule broken
-    on purpose; the reference for an all-F32 file. Exit codes: 0 every claimed tier holds, 1 one
-    does not, 2 could not run.
+    on purpose; sampled-identical with --temperature; the reference for an all-F32 file. Exit codes:
+    0 every claimed tier holds, 1 one does not, 2 could not run.
 
     Example: gguf-mtp validate model-mtp.gguf --against model.gguf
     """
     needs = {BASE: (against, "--against"), L4: (temperature, "--temperature")}
+    needs[SAMPLED] = (temperature, "--temperature")
     needs[REFERENCE] = (reference, "--reference")
     for tier, (given, option) in needs.items():
         if tier in (claims or ()) and given is None:
             raise click.UsageError(f"--claim {tier} needs {option}")
+    if SAMPLED in (claims or ()) and rules and CoupledRule.name not in rules:
+        raise click.UsageError(f"--claim {SAMPLED} needs --rule {CoupledRule.name}")
     if lib_dir is not None:
         if exact:
             raise click.UsageError("--exact chooses a library; it does not go with --library")

@@ -41,6 +41,11 @@ TIERS = {
         "has to find a rule of acceptance that is broken on purpose.",
         units="places",
     ),
+    "sampled-identical": Words(
+        "Sampled text is the same, token by token",
+        "At a temperature above zero the text with drafts equals the text without drafts for the "
+        "same seed, but for ties closer than the shape of a batch alone moves them.",
+    ),
     "drafts-exact": Words(
         "Every draft is the drafter's own",
         "Each draft was made again from the text. A slip here changes no text, only how often "

@@ -4,7 +4,7 @@ from gguf_mtp.runtime.bindings import Context, ContextOptions, Model, ModelOptio
 from gguf_mtp.runtime.generate import Chat, Generation, MtpModel, Piece, Statistics
 from gguf_mtp.runtime.library import Library, load_library
 from gguf_mtp.runtime.pair import Pair, PairContexts, open_pair
-from gguf_mtp.runtime.sampling import MatchRule, RejectionRule, SamplingLoop
+from gguf_mtp.runtime.sampling import CoupledRule, MatchRule, SamplingLoop
 from gguf_mtp.runtime.speculative import (
     MtpDrafter,
     RejectAllLoop,
@@ -18,6 +18,7 @@ __all__ = [
     "Chat",
     "Context",
     "ContextOptions",
+    "CoupledRule",
     "Generation",
     "Library",
     "MatchRule",
@@ -29,7 +30,6 @@ __all__ = [
     "PairContexts",
     "Piece",
     "RejectAllLoop",
-    "RejectionRule",
     "Round",
     "Run",
     "SamplingLoop",

@@ -8,19 +8,19 @@
             print(piece.text, end="", flush=True)
         print(answer.statistics.tokens_per_second)
 
-The loops are those that ``gguf-mtp validate`` proves: `SamplingLoop`, here also greedily.
+The loop is the one that ``gguf-mtp validate`` tests: `SamplingLoop` with `CoupledRule`. The text
+does not depend on how many tokens are drafted, at a temperature neither.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from gguf_mtp.closing import Closing
 from gguf_mtp.errors import RuntimeUnavailable
@@ -29,21 +29,12 @@ from gguf_mtp.runtime.bindings import (
     Context,
     ContextOptions,
     ModelOptions,
-    Row,
     half_the_cpus,
 )
+from gguf_mtp.runtime.coupled import SEEDS
 from gguf_mtp.runtime.library import Library, load_library
 from gguf_mtp.runtime.pair import open_pair
-from gguf_mtp.runtime.sampling import (
-    Draft,
-    MatchRule,
-    MtpSamplingDrafter,
-    Place,
-    RejectionRule,
-    SamplingLoop,
-    draw,
-    softmax,
-)
+from gguf_mtp.runtime.sampling import CoupledRule, MtpSamplingDrafter, Place, SamplingLoop
 from gguf_mtp.runtime.speculative import Round
 
 DEFAULT_CONTEXT = 4096
@@ -267,9 +258,12 @@ class MtpModel(Closing):
     ) -> Generation:
         """Continue `prompt`, or answer it where it is a `turn` of a chat.
 
-        Up to `n_predict` tokens; `n_max` are drafted a round, 0 decodes plainly. Above temperature
-        0 drafts are accepted by rejection sampling, so that the text has the target's distribution;
-        equal seeds give equal texts. Raises RuntimeUnavailable where the prompt does not fit.
+        Up to `n_predict` tokens; `n_max` are drafted per round, 0 decodes without drafts. Above
+        temperature 0 every token is the target's own sample, a function of `seed` and the token's
+        position. So one seed gives one text, whatever `n_max` is. Only a near tie can make texts
+        differ, where logits depend on how many tokens are scored at once; on the exact build they
+        do not. Without `seed` each call chooses one. Raises RuntimeUnavailable where the prompt
+        does not fit, ValueError where `seed` is not a 32-bit number.
         """
         tokens = self.pair.base.tokenize_turn(prompt) if turn else self.pair.base.tokenize(prompt)
         return self.generate(tokens, n_predict, temperature=temperature, seed=seed, n_max=n_max)
@@ -303,11 +297,16 @@ class MtpModel(Closing):
             raise RuntimeUnavailable(f"{len(tokens)} prompt tokens fill the context of {room}")
         if not 0 <= n_max < MAX_OUTPUTS:
             raise ValueError(f"n_max must be within 0..{MAX_OUTPUTS - 1}, not {n_max}")
+        if seed is None:
+            seed = secrets.randbelow(SEEDS)
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"seed must be within 0..{SEEDS - 1}, not {seed}")
         cached: list[int] = []
         if self._sequence is not None:
             self._sequence.replaced, cached = True, self._sequence.cached
-        loop = self._loop(temperature)
-        self._sequence = _Sequence(loop, n_max, self._ends, np.random.default_rng(seed), cached)
+        drafter = MtpSamplingDrafter(self._contexts.drafter)
+        loop = SamplingLoop(self.target, drafter, n_max, CoupledRule(), temperature)
+        self._sequence = _Sequence(loop, n_max, self._ends, seed, cached)
         return Generation(self._sequence, tuple(tokens), n_predict, reuse)
 
     def plain_tokens_per_second(self, n: int = PLAIN_TOKENS) -> float | None:
@@ -330,32 +329,6 @@ class MtpModel(Closing):
         self._contexts.close()
         self.pair.close()
 
-    def _loop(self, temperature: float) -> SamplingLoop:
-        target, drafter = self._contexts.target, MtpSamplingDrafter(self._contexts.drafter)
-        if temperature == 0:
-            return _GreedyLoop(target, drafter, 1, MatchRule(), 0.0)
-        return SamplingLoop(target, drafter, 1, RejectionRule(), temperature)
-
-
-class _GreedyLoop(SamplingLoop):
-    """The loop at temperature 0, without a distribution over the vocabulary for each row."""
-
-    def _draft(self, place: Place, random: np.random.Generator) -> list[Draft]:
-        def best(row: Row) -> Draft:
-            return Draft(int(np.argmax(row)), _NO_DISTRIBUTION)
-
-        return self.drafter.draft(place.token, place.hidden, place.position, self.n_max, best)
-
-    def _judge(self, drafts: Sequence[Draft], random: np.random.Generator) -> tuple[int, int]:
-        for i, draft in enumerate(drafts):
-            token = self.target.best(i)
-            if token != draft.token:
-                return i, token
-        return len(drafts), self.target.best(len(drafts))
-
-
-_NO_DISTRIBUTION = np.empty(0)
-
 
 class _Sequence:
     """One sequence in the target's cache. `cached` are tokens that it holds for certain.
@@ -368,14 +341,14 @@ class _Sequence:
         loop: SamplingLoop,
         n_max: int,
         ends: frozenset[int],
-        random: np.random.Generator,
+        seed: int,
         cached: list[int],
     ) -> None:
         self.loop = loop
         self.target = loop.target
         self.n_max = n_max
         self.ends = ends
-        self.random = random
+        self.seed = seed
         self.cached = cached
         self.last: Place | None = None
         self.replaced = False
@@ -407,9 +380,7 @@ class _Sequence:
 
     def place(self) -> Place:
         """Choose the token behind what was fed."""
-        row = self.target.logits(self._row)
-        token = draw(softmax(row, self.loop.temperature), self.random)
-        self.last = Place(token, len(self.cached), self.target.hidden(self._row))
+        self.last = self.loop.place(self._row, len(self.cached), self.seed)
         return self.last
 
     def room(self) -> int:
@@ -420,7 +391,7 @@ class _Sequence:
         """One round of at most `n_max` drafts, `useful` of which can be emitted."""
         self._require_current()
         self.loop.n_max = max(0, min(self.n_max, useful, self.room() - 1))
-        done, self.last = self.loop.round(place, self.random)
+        done, self.last = self.loop.round(place, self.seed)
         self.cached += (place.token, *done.drafted[: done.accepted])
         return done, self.last
 

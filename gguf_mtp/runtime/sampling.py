@@ -1,20 +1,23 @@
 """Decoding at a temperature with drafts, so that the text keeps the target's own distribution.
 
-Two rules of acceptance, both exact:
+The target samples every token for itself, and a draft is accepted where the sample is the same
+token. No rule of acceptance can therefore change the distribution. Two ways to sample and to draft:
 
-rejection  Drafts are sampled from the drafter's distribution q; a draft x stands with probability
-           min(1, p(x) / q(x)), else a token is drawn from what p has over q (Leviathan et al. 2023,
-           arXiv:2211.17192, theorem 1; Chen et al. 2023, arXiv:2302.01318, algorithm 2).
-match      Drafts are the drafter's best tokens; the target samples for itself, and a draft stands
-           where the sample is the same token (llama.cpp's ``common_sampler_sample_and_accept_n``).
+coupled  Target and drafter draw with the same noise, so that they often draw the same token
+         (`coupled.py`).
+match    The drafter drafts its best tokens, and the target draws from its distribution by the
+         inverse of the cumulated probabilities (as llama.cpp's
+         ``common_sampler_sample_and_accept_n`` does with its ``dist`` sampler).
 
-p and q are softmaxes at one temperature. At temperature 0 both rules are greedy decoding.
+Every sample is a function of the logits, the seed and the position in the sequence. How many tokens
+were drafted does not change it: one seed gives one text, with and without drafts, as far as the
+logits are the same. At temperature 0 both rules are greedy decoding.
 """
 
 from __future__ import annotations
 
-import functools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,19 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_mtp.errors import RuntimeUnavailable
+from gguf_mtp.runtime import coupled
 from gguf_mtp.runtime.bindings import MAX_OUTPUTS, Context, Row
+from gguf_mtp.runtime.coupled import Draw, best
 from gguf_mtp.runtime.speculative import Round
 
 Probabilities = npt.NDArray[np.float64]  # [n_vocab], sums to 1
-RowOfTarget = Callable[[int], Probabilities]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A drafted token, and the distribution [n_vocab] it was sampled from."""
-
-    token: int
-    q: Probabilities
+RowOfTarget = Callable[[int], Row]
 
 
 @dataclass(frozen=True)
@@ -50,73 +47,67 @@ class Place:
     hidden: Row
 
 
-class Rule(Protocol):
-    """Decides what of a draft stands, and what follows it."""
+class Rule(ABC):
+    """How the target samples and how the drafter drafts."""
 
     name: str
-    samples_drafts: bool  # else the drafter's best tokens are drafted
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        """Return how many drafts stand, and the token that follows them.
+    @abstractmethod
+    def sample(self, row: Row, draw: Draw) -> int:
+        """Draw the target's token from logits [n_vocab]."""
 
-        `p(i)` is the target's distribution behind the first i drafts, i = 0..len(drafts).
+    @abstractmethod
+    def draft(self, row: Row, draw: Draw) -> int:
+        """Choose the drafter's token from its logits [n_vocab]."""
+
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        """Return how many drafts are accepted, and the token that follows them.
+
+        `row(i)` is the target's logits after the first i drafts, i = 0..len(drafts); `draw` is
+        the first draft's.
         """
-        ...
-
-
-class RejectionRule:
-    """A draft stands with probability min(1, p/q), else the rest of p over q is drawn from."""
-
-    name = "rejection"
-    samples_drafts = True
-
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
         for i, draft in enumerate(drafts):
-            own = p(i)
-            # u < p/q, without a division; u is below 1, so that p >= q always stands.
-            if random.random() * draft.q[draft.token] < own[draft.token]:
-                continue
-            return i, draw(self.remainder(own, draft.q), random)
-        return len(drafts), draw(p(len(drafts)), random)
-
-    def remainder(self, p: Probabilities, q: Probabilities) -> Probabilities:
-        """Return max(0, p - q), normalized: what a rejected draft is replaced from."""
-        rest = np.maximum(p - q, 0.0)
-        total = rest.sum()
-        # Nothing is left only where p equals q, and there nothing is rejected but by rounding.
-        return rest / total if total > 0 else p
+            token = self.sample(row(i), draw.after(i))
+            if token != draft:
+                return i, token
+        return len(drafts), self.sample(row(len(drafts)), draw.after(len(drafts)))
 
 
-class MatchRule:
-    """The target samples for itself; a draft stands where it is the same token."""
+class CoupledRule(Rule):
+    """Target and drafter draw with the same noise."""
+
+    name = "coupled"
+
+    def sample(self, row: Row, draw: Draw) -> int:
+        return coupled.sample(row, draw)
+
+    def draft(self, row: Row, draw: Draw) -> int:
+        return coupled.draft(row, draw)
+
+
+class MatchRule(Rule):
+    """The drafter drafts its best tokens; the target draws with a random number of its own."""
 
     name = "match"
-    samples_drafts = False
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        for i, draft in enumerate(drafts):
-            token = draw(p(i), random)
-            if token != draft.token:
-                return i, token
-        return len(drafts), draw(p(len(drafts)), random)
+    def sample(self, row: Row, draw: Draw) -> int:
+        random = np.random.default_rng((draw.seed, draw.position))
+        return draw_from(softmax(row, draw.temperature), random)
+
+    def draft(self, row: Row, draw: Draw) -> int:
+        return best(row)
 
 
-RULES: dict[str, Callable[[], Rule]] = {"rejection": RejectionRule, "match": MatchRule}
+RULES: dict[str, Callable[[], Rule]] = {"coupled": CoupledRule, "match": MatchRule}
 
 
 class SamplingDrafter(Protocol):
-    """Proposes tokens that may follow `last`, each with the distribution it came from."""
+    """Proposes tokens that may follow `last`."""
 
     def draft(
-        self, last: int, hidden: Row, position: int, n: int, choose: Callable[[Row], Draft]
-    ) -> list[Draft]:
-        """Return up to `n` drafts; `choose` makes one of a row [n_vocab] of logits."""
+        self, last: int, hidden: Row, position: int, n: int, choose: Callable[[Row, int], int]
+    ) -> list[int]:
+        """Return up to `n` drafts; `choose` makes draft i of a row [n_vocab] of logits and i."""
         ...
 
 
@@ -127,15 +118,15 @@ class MtpSamplingDrafter:
         self.context = context
 
     def draft(
-        self, last: int, hidden: Row, position: int, n: int, choose: Callable[[Row], Draft]
-    ) -> list[Draft]:
-        drafts: list[Draft] = []
+        self, last: int, hidden: Row, position: int, n: int, choose: Callable[[Row, int], int]
+    ) -> list[int]:
+        drafts: list[int] = []
         token = last
-        while len(drafts) < n:
+        for i in range(n):
             self.context.decode_with_hidden(token, hidden, position)
-            drafts.append(choose(self.context.logits(0)))
-            token = drafts[-1].token
+            token = choose(self.context.logits(0), i)
             hidden = self.context.hidden(0)
+            drafts.append(token)
         return drafts
 
 
@@ -143,7 +134,8 @@ class SamplingLoop:
     """Decoding of one sequence with drafts at a temperature, over a target context and a drafter.
 
     The target must keep hidden rows of every token (``Pair.contexts`` sees to it). A round is a
-    step of its own, so that a caller can stream, or repeat a round from the same place.
+    step of its own, so that a caller can stream, or repeat a round from the same place. With
+    `n_max` 0 it decodes without drafts.
     """
 
     def __init__(
@@ -154,8 +146,8 @@ class SamplingLoop:
         rule: Rule,
         temperature: float,
     ) -> None:
-        if not 1 <= n_max < MAX_OUTPUTS:
-            raise ValueError(f"n_max must be within 1..{MAX_OUTPUTS - 1}, not {n_max}")
+        if not 0 <= n_max < MAX_OUTPUTS:
+            raise ValueError(f"n_max must be within 0..{MAX_OUTPUTS - 1}, not {n_max}")
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be a number from 0 on, not {temperature}")
         self.target = target
@@ -164,12 +156,15 @@ class SamplingLoop:
         self.rule = rule
         self.temperature = temperature
 
-    def start(self, prompt: Sequence[int], random: np.random.Generator) -> Place:
+    def start(self, prompt: Sequence[int], seed: int) -> Place:
         """Decode a prompt and draw the token that follows it; the place's `token` is that one."""
         self.target.prefill(prompt)
-        last = (len(prompt) - 1) % self.target.n_batch
-        token = draw(self._distribution(last), random)
-        return Place(token, len(prompt), self.target.hidden(last))
+        return self.place((len(prompt) - 1) % self.target.n_batch, len(prompt), seed)
+
+    def place(self, i: int, position: int, seed: int) -> Place:
+        """Draw the token after batch row `i`, the last of `position` decoded tokens."""
+        token = self.rule.sample(self._row(i), self._draw(position, seed))
+        return Place(token, position, self.target.hidden(i))
 
     def enter(self, text: Sequence[int]) -> Place:
         """Decode all of a text of two or more tokens but the last, where the next round begins."""
@@ -179,44 +174,47 @@ class SamplingLoop:
         last = (len(text) - 2) % self.target.n_batch
         return Place(text[-1], len(text) - 1, self.target.hidden(last))
 
-    def round(self, place: Place, random: np.random.Generator) -> tuple[Round, Place]:
+    def round(self, place: Place, seed: int) -> tuple[Round, Place]:
         """Draft, verify and emit one token or more; also return the place that follows.
 
         Raises RuntimeUnavailable where llama.cpp refuses a batch, as for want of room.
         """
+        draw = self._draw(place.position + 1, seed)
         started = time.perf_counter()
-        drafts = self._draft(place, random)
+        drafts = self._draft(place, draw)
         drafted_at = time.perf_counter()
-        tokens = tuple(draft.token for draft in drafts)
-        self.target.decode([place.token, *tokens], place.position)
-        accepted, token = self._judge(drafts, random)
+        self.target.decode([place.token, *drafts], place.position)
+        accepted, token = self._judge(drafts, draw)
         seconds = time.perf_counter() - drafted_at
         hidden = self._next_hidden(accepted)
         end = self._roll_back(place.position, accepted, len(drafts) + 1)
         done = Round(
             position=place.position,
             token=place.token,
-            drafted=tokens,
+            drafted=tuple(drafts),
             accepted=accepted,
-            emitted=(*tokens[:accepted], token),
+            emitted=(*drafts[:accepted], token),
             draft_seconds=drafted_at - started,
             verify_seconds=seconds,
         )
         return done, Place(token, end, hidden)
 
-    def _draft(self, place: Place, random: np.random.Generator) -> list[Draft]:
-        def choose(row: Row) -> Draft:
-            q = softmax(row, self.temperature)
-            return Draft(draw(q, random) if self.rule.samples_drafts else int(np.argmax(row)), q)
+    def _draw(self, position: int, seed: int) -> Draw:
+        """Return the draw of the sequence's token number `position`, counted from 0."""
+        return Draw(seed, position, self.temperature)
+
+    def _draft(self, place: Place, draw: Draw) -> list[int]:
+        def choose(row: Row, i: int) -> int:
+            return self.rule.draft(row, draw.after(i))
 
         return self.drafter.draft(place.token, place.hidden, place.position, self.n_max, choose)
 
-    def _judge(self, drafts: Sequence[Draft], random: np.random.Generator) -> tuple[int, int]:
-        return self.rule.judge(functools.cache(self._distribution), drafts, random)
+    def _judge(self, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        return self.rule.judge(self._row, drafts, draw)
 
-    def _distribution(self, i: int) -> Probabilities:
-        """Return the target's distribution of the token after batch row `i`."""
-        return softmax(self.target.logits(i), self.temperature)
+    def _row(self, i: int) -> Row:
+        """Return the target's logits [n_vocab] after batch row `i`."""
+        return self.target.logits(i)
 
     def _next_hidden(self, accepted: int) -> Row:
         """Return the row that the newest emitted token was chosen from."""
@@ -235,19 +233,17 @@ def softmax(row: Row, temperature: float) -> Probabilities:
 
     Raises RuntimeUnavailable on NaN, which has no distribution.
     """
-    best = int(np.argmax(row))
-    if not np.isfinite(row[best]):
-        raise RuntimeUnavailable("logits are not numbers")
+    highest = best(row)
     if temperature == 0:
         certain = np.zeros(row.size)
-        certain[best] = 1.0
+        certain[highest] = 1.0
         return certain
-    weights = np.exp((row.astype(np.float64) - row[best]) / temperature)
+    weights = np.exp((row.astype(np.float64) - row[highest]) / temperature)
     probabilities: Probabilities = weights / weights.sum()
     return probabilities
 
 
-def draw(probabilities: Probabilities, random: np.random.Generator) -> int:
+def draw_from(probabilities: Probabilities, random: np.random.Generator) -> int:
     """Draw one index; never one whose probability is 0."""
     ladder = np.cumsum(probabilities)
     ladder /= ladder[-1]  # ends at 1 exactly, which no draw reaches

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -273,12 +273,15 @@ def decode_plainly(
     prompt: Sequence[int],
     n_predict: int,
     stop: frozenset[int] = frozenset(),
+    choose: Callable[[int, int], int] | None = None,
 ) -> Run:
     """Decode greedily, one token at a time, without drafts.
 
+    `choose` takes tokens otherwise: of a batch row and the token's position in the sequence.
     Raises RuntimeUnavailable when it does not fit the context or llama.cpp refuses a batch.
     """
     prompt = tuple(prompt)
+    choose = choose or (lambda i, _position: context.best(i))
     require_room(context, len(prompt), n_predict, 0)
     tokens: list[int] = []
     prints: list[bytes] = []
@@ -286,7 +289,7 @@ def decode_plainly(
     started = time.perf_counter()
     context.prefill(prompt)
     row = (len(prompt) - 1) % context.n_batch
-    token = context.best(row)
+    token = choose(row, len(prompt))
     prefill_seconds, decode_seconds = time.perf_counter() - started, 0.0
     while True:
         tokens.append(token)
@@ -296,7 +299,7 @@ def decode_plainly(
             break
         started = time.perf_counter()
         context.decode([token], len(prompt) + len(tokens) - 1)
-        row, token = 0, context.best(0)
+        row, token = 0, choose(0, len(prompt) + len(tokens))
         decode_seconds += time.perf_counter() - started
     return Run(
         prompt=prompt,

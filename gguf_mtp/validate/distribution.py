@@ -1,30 +1,30 @@
 """L4: many seeded draws from the loop under test at fixed places, against the target alone.
 
-At each place the loop decodes two tokens again and again, from one prefill: behind a draw the
-cache is cut back. The first token's distribution, and the second's for each common first one, are
-compared with softmaxes of a context that has no drafter. The same test, on the same rounds, must
-find a rule that is broken on purpose; where it does not, there were too few draws to tell.
+At each place the loop decodes two tokens again and again, each time with another seed, from one
+prefill: after a draw the cache is cut back. The first token's distribution, and the second's for
+each common first one, are compared with softmaxes of a context that has no drafter. The same test,
+on the same rounds, must find a rule that is broken on purpose; where it does not, there were too
+few draws to tell.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gguf_mtp.runtime.bindings import Context
+from gguf_mtp.runtime.bindings import Context, Row
+from gguf_mtp.runtime.coupled import Draw
 from gguf_mtp.runtime.sampling import (
-    Draft,
+    CoupledRule,
     MatchRule,
     Place,
-    RejectionRule,
     RowOfTarget,
     Rule,
     SamplingLoop,
-    draw,
     softmax,
 )
 from gguf_mtp.runtime.speculative import Run
@@ -116,24 +116,29 @@ class Distribution:
         }
 
 
-class DrawsAgain(RejectionRule):
-    """Broken on purpose: a rejected draft is replaced from all of p, not from its remainder."""
-
-    def remainder(self, p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        return p
-
-
-class SamplesAgain(MatchRule):
+class SamplesAgain(Rule):
     """Broken on purpose: where draft and sample differ, the target samples once more."""
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
-        accepted, token = super().judge(p, drafts, random)
-        return accepted, draw(p(accepted), random) if accepted < len(drafts) else token
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
+        accepted, token = super().judge(row, drafts, draw)
+        if accepted == len(drafts):
+            return accepted, token
+        another = replace(draw.after(accepted), seed=draw.seed ^ 1)
+        return accepted, self.sample(row(accepted), another)
 
 
-BROKEN: dict[str, Callable[[], Rule]] = {"rejection": DrawsAgain, "match": SamplesAgain}
+class CoupledSamplesAgain(SamplesAgain, CoupledRule):
+    """`SamplesAgain` with the drafts of `CoupledRule`."""
+
+
+class MatchSamplesAgain(SamplesAgain, MatchRule):
+    """`SamplesAgain` with the drafts of `MatchRule`."""
+
+
+BROKEN: dict[str, Callable[[], Rule]] = {
+    "coupled": CoupledSamplesAgain,
+    "match": MatchSamplesAgain,
+}
 
 
 @dataclass(frozen=True)
@@ -171,9 +176,8 @@ def measure_rule(
 ) -> RuleFit:
     """Draw `draws` times at every spot and compare with the target alone.
 
-    Draw number n of spot s takes its numbers from a generator seeded with (seed, s, n), so that
-    it can be repeated by itself. `alone` is a target context without a drafter. Raises
-    RuntimeUnavailable if llama.cpp refuses a batch.
+    Each draw of each spot has a seed of its own, which follows from `seed`. `alone` is a target
+    context without a drafter. Raises RuntimeUnavailable if llama.cpp refuses a batch.
     """
     spy = _Spy(loop.rule)
     loop.rule = spy
@@ -183,11 +187,9 @@ def measure_rule(
             spy.first_tokens.clear()
             pairs: Counter[tuple[int, int]] = Counter()
             place = loop.enter(spot.text)
-            for n in range(draws):
+            for n, own_seed in enumerate(seeds_of(seed, number, draws)):
                 progress(f"drawing, {spy.name}", number * draws + n, draws * len(spots))
-                random = np.random.default_rng((seed, number, n))
-                spy.control_random = np.random.default_rng((seed, number, n, 1))
-                first_round, pair = _draw_two(loop, place, spy, random)
+                first_round, pair = _draw_two(loop, place, spy, own_seed)
                 pairs[pair] += 1
                 accepted += first_round >= 1
             expect = _Expected(alone, spot.text, loop.temperature)
@@ -203,37 +205,48 @@ def measure_rule(
     )
 
 
-class _Spy:
+def seeds_of(seed: int, number: int, count: int) -> list[int]:
+    """Return `count` 32-bit seeds of spot `number`; those of other spots and seeds are unrelated.
+
+    Seeds that follow each other would do for one run, but runs from neighbouring seeds would
+    then share most of their draws.
+    """
+    return [int(own) for own in np.random.SeedSequence((seed, number)).generate_state(count)]
+
+
+class _Spy(Rule):
     """The rule under test; shows every spot's first rounds to its broken sibling as well."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.name = rule.name
-        self.samples_drafts = rule.samples_drafts
         self.broken = BROKEN[rule.name]()
         self.watching = False
-        self.control_random = np.random.default_rng(0)
         self.first_tokens: Counter[int] = Counter()
 
-    def judge(
-        self, p: RowOfTarget, drafts: Sequence[Draft], random: np.random.Generator
-    ) -> tuple[int, int]:
+    def sample(self, row: Row, draw: Draw) -> int:
+        return self.rule.sample(row, draw)
+
+    def draft(self, row: Row, draw: Draw) -> int:
+        return self.rule.draft(row, draw)
+
+    def judge(self, row: RowOfTarget, drafts: Sequence[int], draw: Draw) -> tuple[int, int]:
         if self.watching:
-            accepted, token = self.broken.judge(p, drafts[:1], self.control_random)
-            self.first_tokens[drafts[0].token if accepted else token] += 1
-        return self.rule.judge(p, drafts, random)
+            accepted, token = self.broken.judge(row, drafts[:1], draw)
+            self.first_tokens[drafts[0] if accepted else token] += 1
+        return self.rule.judge(row, drafts, draw)
 
 
 def _draw_two(
-    loop: SamplingLoop, place: Place, spy: _Spy, random: np.random.Generator
+    loop: SamplingLoop, place: Place, spy: _Spy, seed: int
 ) -> tuple[int, tuple[int, int]]:
     """Decode two tokens at `place` and cut the cache back; also tell what the first round took."""
     spy.watching = True
-    done, after = loop.round(place, random)
+    done, after = loop.round(place, seed)
     spy.watching = False
     emitted = done.emitted
     if len(emitted) < 2:
-        more, _ = loop.round(after, random)
+        more, _ = loop.round(after, seed)
         emitted += more.emitted
     loop.target.keep(place.position)
     return done.accepted, (emitted[0], emitted[1])

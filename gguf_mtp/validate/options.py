@@ -17,7 +17,8 @@ class Options:
     Elsewhere L2 and the reference are reported, not claimed.
 
     L4 is measured where `temperature` is set: `draws` at each of `places` by every one of
-    `rules`, from seeds that follow from `seed`.
+    `rules`, from seeds that follow from `seed`. There the tier sampled-identical is tested and
+    claimed as well, with `seed` itself, if the rule `coupled` is one of them.
     """
 
     n_max: int = 3

@@ -213,7 +213,8 @@ def _gap(margin: float, noise: float | None) -> str:
 
 def _tier_table(verdicts: tuple[Verdict, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("tier", "verdict", "", "prompts", "95 %", "tokens", "compared"):
+    table.add_column("tier", no_wrap=True)
+    for heading in ("verdict", "", "prompts", "95 %", "tokens", "compared"):
         table.add_column(heading)
     for v in verdicts:
         if v.holds is None:

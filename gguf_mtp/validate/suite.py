@@ -9,7 +9,7 @@ from pathlib import Path
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.bindings import Context, ContextOptions, Model
 from gguf_mtp.runtime.pair import Pair, PairContexts
-from gguf_mtp.runtime.sampling import RULES, Rule, SamplingLoop
+from gguf_mtp.runtime.sampling import RULES, CoupledRule, Rule, SamplingLoop
 from gguf_mtp.runtime.speculative import (
     MtpDrafter,
     RejectAllLoop,
@@ -24,6 +24,7 @@ from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import Prompt, encode
 from gguf_mtp.validate.reference import Recorded, compare_with, longest, read_recording
 from gguf_mtp.validate.report import PromptFacts, Report, Speed
+from gguf_mtp.validate.sampled import compare_sampled
 from gguf_mtp.validate.sizes import context_options_for, fitted, stepped
 from gguf_mtp.validate.tiers import (
     Divergence,
@@ -83,9 +84,7 @@ def validate(
     if against is not None:
         measured.base = _compare_bases(pair.base, against, measured, context_options, progress)
     if options.temperature is not None:
-        measured.distribution = _draw(
-            pair, measured, options, context_options, progress, make_sampler
-        )
+        _sample(pair, measured, options, context_options, progress, make_sampler)
     if reference is not None:
         progress("comparing with the reference", 0, 1)
         with pair.contexts(_holding(context_options, longest(recording))) as contexts:
@@ -133,7 +132,7 @@ def _decode(
 
     Drafts are also made again from the text (drafts-exact), where the drafter's context is.
     """
-    stop = frozenset() if options.ignore_end else pair.base.end_tokens()
+    stop = _stop(pair, options)
     with (
         Context(pair.base, context_options) as plain_context,
         pair.contexts(context_options) as contexts,
@@ -223,26 +222,58 @@ def _all_prints(
         yield logits_prints(context, tokens, DECODED_FOR_BASE)
 
 
-def _draw(
+def _stop(pair: Pair, options: Options) -> frozenset[int]:
+    return frozenset() if options.ignore_end else pair.base.end_tokens()
+
+
+def _sample(
     pair: Pair,
     measured: Measured,
     options: Options,
     context_options: ContextOptions,
     progress: Progress,
     make_sampler: SamplerFactory,
-) -> l4.Distribution:
-    """Draw by every rule at the places where the target hesitates most (L4)."""
-    assert options.temperature is not None
-    rules = []
+) -> None:
+    """Draw by every rule (L4), and compare texts with drafts and without (sampled-identical)."""
     with Context(pair.base, context_options) as alone, pair.contexts(context_options) as contexts:
-        # A cut of the cache is safe within one batch: a sliding window has not moved on yet.
-        longest_text = contexts.target.n_batch - 2 * (options.n_max + 1)
-        ids = [prompt.id for prompt in measured.prompts]
-        spots = l4.choose_spots(ids, measured.plain, options.places, longest_text)
-        for name in options.rules:
-            loop = make_sampler(contexts, options.n_max, RULES[name](), options.temperature)
-            rules.append(l4.measure_rule(loop, alone, spots, options.draws, options.seed, progress))
-    return l4.Distribution(options.temperature, options.seed, options.draws, tuple(rules))
+
+        def make(name: str) -> SamplingLoop:
+            assert options.temperature is not None
+            return make_sampler(contexts, options.n_max, RULES[name](), options.temperature)
+
+        measured.distribution = _draw(alone, contexts, measured, options, progress, make)
+        if CoupledRule.name in options.rules:
+            prompts = zip((p.id for p in measured.prompts), measured.tokens, strict=True)
+            measured.sampled = compare_sampled(
+                make(CoupledRule.name),
+                alone,
+                list(prompts),
+                options,
+                _stop(pair, options),
+                measured.invariance.noise if measured.invariance else 0.0,
+                lambda done, total: progress("sampling with drafts and without", done, total),
+            )
+
+
+def _draw(
+    alone: Context,
+    contexts: PairContexts,
+    measured: Measured,
+    options: Options,
+    progress: Progress,
+    make: Callable[[str], SamplingLoop],
+) -> l4.Distribution:
+    """Draw by every rule at the places where the target hesitates most."""
+    assert options.temperature is not None
+    # A cut of the cache is safe within one batch: a sliding window has not moved on yet.
+    longest_text = contexts.target.n_batch - 2 * (options.n_max + 1)
+    ids = [prompt.id for prompt in measured.prompts]
+    spots = l4.choose_spots(ids, measured.plain, options.places, longest_text)
+    rules = tuple(
+        l4.measure_rule(make(name), alone, spots, options.draws, options.seed, progress)
+        for name in options.rules
+    )
+    return l4.Distribution(options.temperature, options.seed, options.draws, rules)
 
 
 def _holding(options: ContextOptions, tokens: int) -> ContextOptions:

@@ -8,6 +8,8 @@ L2 token-identical    the output with drafts equals plain one-token-at-a-time de
 L3 near-tie-bounded   where L2 breaks, the two tokens were closer than the batch shape moves
 L4 distributional     at a temperature, drawn tokens have the target's distribution
                       (`distribution.py`)
+sampled-identical     at a temperature, the output with drafts equals the output without drafts
+                      for the same seed, but for near ties as at L3 (`sampled.py`)
 drafts-exact          every draft is what the heads give for the text before it: a slip that
                       costs acceptance, such as a wrong hidden row, changes no emitted token
 base-identical        the merged file's base gives the base file's logits, bit for bit
@@ -28,8 +30,9 @@ from gguf_mtp.runtime.speculative import Drafter, Run, fingerprint, margin
 from gguf_mtp.validate.acceptance import Proportion
 
 L0, L1, L2, L3, L4 = "L0", "L1", "L2", "L3", "L4"
+SAMPLED = "sampled-identical"
 DRAFTS, BASE, REFERENCE = "drafts-exact", "base-identical", "reference"
-TIERS = (L0, L1, L2, L3, L4, DRAFTS, BASE, REFERENCE)
+TIERS = (L0, L1, L2, L3, L4, SAMPLED, DRAFTS, BASE, REFERENCE)
 
 
 @dataclass(frozen=True)

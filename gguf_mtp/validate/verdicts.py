@@ -12,6 +12,7 @@ from gguf_mtp.validate.distribution import ALPHA, Distribution
 from gguf_mtp.validate.options import Options
 from gguf_mtp.validate.prompts import Prompt
 from gguf_mtp.validate.reference import Reference
+from gguf_mtp.validate.sampled import Sampled
 from gguf_mtp.validate.tiers import (
     BASE,
     DRAFTS,
@@ -21,6 +22,7 @@ from gguf_mtp.validate.tiers import (
     L3,
     L4,
     REFERENCE,
+    SAMPLED,
     TIERS,
     Divergence,
     Invariance,
@@ -45,6 +47,7 @@ class Measured:
     flash_attn: str = ""
     base: tuple[list[Divergence], int] | None = None  # and the positions compared
     distribution: Distribution | None = None
+    sampled: Sampled | None = None
     reference: Reference | None = None
 
 
@@ -71,6 +74,8 @@ def claims_of(options: Options, measured: Measured, base: Model) -> frozenset[st
         claims.add(L2)
     if measured.distribution is not None and _can_tell(measured.distribution):
         claims.add(L4)
+    if measured.sampled is not None:
+        claims.add(SAMPLED)
     if measured.reference is not None and base.is_all_f32:  # others are reported
         claims.add(REFERENCE)
     return frozenset(claims)
@@ -120,6 +125,7 @@ def _parts(measured: Measured) -> dict[str, Part | str]:
         L2: Part(differing, n, mtp_tokens, "plain greedy"),
         L3: Part(near_ties(differing, noise), n, mtp_tokens, f"margin <= {noise:.2g}"),
         L4: _distribution_part(measured.distribution),
+        SAMPLED: _sampled_part(measured.sampled, n),
         DRAFTS: Part(measured.misdrafted, n, drafted, "drafted again"),
         BASE: base,
         REFERENCE: _reference_part(measured.reference),
@@ -154,6 +160,14 @@ def _distribution_part(found: Distribution | None) -> Part | str:
     return Part(broken, units, units * found.draws, p_values, holds=not wrong)
 
 
+def _sampled_part(found: Sampled | None, prompts: int) -> Part | str:
+    if found is None:
+        return "needs --temperature and the rule coupled"
+    ties = len(found.differing) - len(found.breaking)
+    note = f"seed {found.seed}, near ties: {ties}"
+    return Part(found.breaking, prompts, found.tokens, note)
+
+
 def _reference_part(found: Reference | None) -> Part | str:
     if found is None:
         return "needs --reference"
@@ -173,7 +187,7 @@ def _spelled(d: Divergence, model: Model, noise: dict[str, float]) -> Divergence
     """Add the texts of a divergence's tokens, and the noise of its prompt beside a margin."""
     return replace(
         d,
-        noise=None if d.margin is None else noise.get(d.prompt),
+        noise=noise.get(d.prompt) if d.noise is None and d.margin is not None else d.noise,
         expected_text=None if d.expected is None else model.text([d.expected]),
         found_text=None if d.found is None else model.text([d.found]),
     )

@@ -68,7 +68,7 @@ int main(int argc, char ** argv) {
         return 1000*(width <= n ? ms[width - 1] : ms[n - 1] + (width - n)*(ms[n - 1] - ms[n - 2]));
     };
 
-    common_mtp_depth depth(n_seq, N_MAX, streams);
+    common_mtp_depth depth(n_seq, 0, N_MAX, streams);
     std::vector<int> verified(N_MAX + 1, 0);
     int last_width = 0;
 

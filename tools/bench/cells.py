@@ -32,7 +32,7 @@ class Cell:
 
 # Flags of features that a patch series may or may not have.
 ONE_GRAPH, AUTO_DEPTH = "--spec-draft-one-graph", "--spec-draft-auto-depth"
-REJECTION = "--spec-draft-rejection"
+COUPLED = "--spec-draft-coupled"
 FIXED = (f"--no-{AUTO_DEPTH[2:]}",)
 STEPS = (*FIXED, f"--no-{ONE_GRAPH[2:]}")
 
@@ -45,10 +45,10 @@ CELLS = (
     *(Cell(f"patched, one graph, n={n}", PATCHED, n, FIXED, ONE_GRAPH) for n in (1, 3, 5)),
     Cell("patched, auto depth", PATCHED, AUTO_MAX, (AUTO_DEPTH,), AUTO_DEPTH),
 )
-# Rejection sampling differs from the exact match only where sampling is random.
+# Coupled sampling differs from the exact match only where sampling is random.
 SAMPLED_CELLS = (
     *CELLS,
-    Cell("patched, rejection, n=3", PATCHED, 3, (*FIXED, REJECTION), REJECTION),
+    Cell("patched, coupled, n=3", PATCHED, 3, (*FIXED, COUPLED), COUPLED),
 )
 QUICK = frozenset(
     {
@@ -57,7 +57,7 @@ QUICK = frozenset(
         "stock, two files, n=3",
         "patched, step by step, n=3",
         "patched, one graph, n=3",
-        "patched, rejection, n=3",
+        "patched, coupled, n=3",
         "patched, auto depth",
     }
 )

@@ -25,7 +25,7 @@ const int    COST_PATIENCE  = 4;    // of them, how many may go unmeasured becau
 const int    COST_STRIDE    = 2;    // a batch is at most so many times as wide as the widest that was measured
 
 int bin(float confidence) {
-    return std::min(N_BINS - 1, std::max(0, (int) (confidence*N_BINS)));
+    return confidence > 0.0f ? std::min(N_BINS - 1, (int) (confidence*N_BINS)) : 0; // of no number too
 }
 
 } // namespace
@@ -35,7 +35,8 @@ void common_mtp_depth::mean::add(double sample, double horizon) {
     value += (sample - value)/weight;
 }
 
-common_mtp_depth::common_mtp_depth(uint32_t n_seq, int32_t n_max, bool even) :
+common_mtp_depth::common_mtp_depth(uint32_t n_seq, int32_t n_min, int32_t n_max, bool even) :
+        n_min(n_min),
         n_max(n_max),
         even(even),
         costs(n_seq*(n_max + 1) + 1),
@@ -145,7 +146,8 @@ std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & se
     while (true) {
         const int32_t n_steps = *std::max_element(n_draft.begin(), n_draft.end());
         const double  value   = tokens/(estimate_us(width) + n_steps*step.value);
-        if (value > best_value) {
+        const bool is_long_enough = std::all_of(n_draft.begin(), n_draft.end(), [&](int32_t n) { return n == 0 || n >= n_min; });
+        if (is_long_enough && value > best_value) {
             best_value = value;
             best       = n_draft;
         }
@@ -155,7 +157,8 @@ std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & se
         for (const auto & group : together) {
             double sum = 0.0;
             for (const size_t i : group) {
-                if (n_draft[i] == std::min(n_max, n_most[i])) {
+                const int32_t most = std::min(n_max, n_most[i]);
+                if (n_draft[i] == most || most < n_min) {
                     sum = 0.0; // all of them or none
                     break;
                 }
@@ -166,7 +169,7 @@ std::vector<int32_t> common_mtp_depth::plan(const std::vector<llama_seq_id> & se
                 next   = &group;
             }
         }
-        if (!next || width >= COST_STRIDE*widest) {
+        if (!next || (is_long_enough && width >= COST_STRIDE*widest)) {
             return best;
         }
         for (const size_t i : *next) {
@@ -214,12 +217,13 @@ std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seq
             tokens -= drafted[i];
         }
 
+        const int32_t width_without  = width;
+        const double  tokens_without = tokens;
         for (int32_t k = 0; k < n_steps; ++k) {
             if (std::any_of(group.begin(), group.end(), [&](size_t i) { return (int32_t) confidence[i].size() <= k; })) {
                 break;
             }
-            // these tokens by their confidence, those behind them as they have been: not even their number may count, as
-            // it follows from these tokens
+            // these tokens by their confidence, those behind them as they have been
             std::vector<double> ahead(seqs.size(), 0.0);
             double sum  = 0.0;
             double best = 0.0;
@@ -239,6 +243,13 @@ std::vector<int32_t> common_mtp_depth::cut(const std::vector<llama_seq_id> & seq
                 width++;
                 n_keep[i]++;
             }
+        }
+        if (n_keep[group[0]] < n_min) { // a group keeps equally many
+            for (const size_t i : group) {
+                n_keep[i] = 0;
+            }
+            width  = width_without;
+            tokens = tokens_without;
         }
     }
 

@@ -14,7 +14,8 @@ class common_mtp_depth {
 public:
     // `even`: sequences verify equally many tokens where they can. Without a unified KV cache the target decodes a batch
     // in which one sequence has more tokens than another in several passes, each of which reads the weights.
-    common_mtp_depth(uint32_t n_seq, int32_t n_max, bool even);
+    // A draft has n_min to n_max tokens, or none.
+    common_mtp_depth(uint32_t n_seq, int32_t n_min, int32_t n_max, bool even);
 
     // a round starts and ends with this: the cost of a round is the time from its drafts to here
     void next_round();
@@ -29,8 +30,7 @@ public:
     std::vector<int32_t> plan(const std::vector<llama_seq_id> & seqs, const std::vector<int32_t> & n_most);
 
     // How many tokens of each draft to verify, given the probability of the drafter's favourite at each position.
-    // Decided from the front: whether a token is kept does not depend on that token nor on later ones, without which
-    // rejection sampling would not be exact. `t_draft_us` is the time it took to draft `n_steps` positions.
+    // `t_draft_us` is the time it took to draft `n_steps` positions.
     std::vector<int32_t> cut(const std::vector<llama_seq_id> & seqs, const std::vector<std::vector<float>> & confidence,
             int32_t n_steps, int64_t t_draft_us);
 
@@ -56,6 +56,7 @@ private:
         int64_t round = 0; // of the last measurement
     };
 
+    const int32_t n_min;
     const int32_t n_max;
     const bool    even;
 

@@ -18,10 +18,10 @@ void common_mtp_add_options(const std::function<void(common_arg)> & add_opt, con
             "draft as many tokens, up to --spec-draft-n-max, as measured acceptance and costs suggest; else always the most",
             "LLAMA_ARG_SPEC_DRAFT_AUTO_DEPTH", mtp.auto_depth,
             [](common_params & params, bool value) { params.speculative.draft.mtp.auto_depth = value; });
-    add("--spec-draft-rejection", "--no-spec-draft-rejection",
-            "above temperature 0, sample drafts and accept them by rejection sampling: same distribution, more tokens",
-            "LLAMA_ARG_SPEC_DRAFT_REJECTION", mtp.rejection,
-            [](common_params & params, bool value) { params.speculative.draft.mtp.rejection = value; });
+    add("--spec-draft-coupled", "--no-spec-draft-coupled",
+            "above temperature 0, the target and Gemma 4's MTP heads draw with the same noise: more drafts stand, and a seed gives another text, the same with and without drafts",
+            "LLAMA_ARG_SPEC_DRAFT_COUPLED", defaults.sampling.coupled,
+            [](common_params & params, bool value) { params.sampling.coupled = value; });
 
     add_opt(common_arg({ "--spec-stats" }, "FNAME", "write statistics of speculative decoding as JSON to this file, - for the standard output",
             [](common_params & params, const std::string & value) { params.speculative.draft.mtp.stats_path = value; })

@@ -1,13 +1,12 @@
 #pragma once
 
-// How Gemma 4's MTP heads draft, and how their drafts are judged; part of common_params_speculative_draft.
+// How Gemma 4's MTP heads draft; part of common_params_speculative_draft.
 
 #include <string>
 
 struct common_mtp_params {
     bool one_graph  = true;  // all steps of a draft in one compute graph
     bool auto_depth = true;  // draft and verify 0 to n_max tokens, as measured acceptance and costs suggest; else n_max
-    bool rejection  = false; // above temperature 0, sample drafts from the drafter and accept by rejection sampling
 
     std::string stats_path; // where programs that print statistics put them as JSON
 };

@@ -33,13 +33,24 @@ extern "C" {
     //   llama_get_sampled_candidates_ith(): the n_steps tokens drafted, then the n*n_steps candidates, step by step
     //   llama_get_sampled_probs_ith():      the candidates' n*n_steps probabilities
     // where n is at most LLAMA_MTP_DRAFT_TOP_K. There are no logits and no hidden rows. 0 goes back to single steps.
-    // Returns false, and changes nothing, for any other model.
-    #define LLAMA_MTP_DRAFT_TOP_K 10
+    // Returns false, and changes nothing, for any other model and for more than LLAMA_MTP_DRAFT_STEPS_MAX steps.
+    #define LLAMA_MTP_DRAFT_TOP_K     10
+    #define LLAMA_MTP_DRAFT_STEPS_MAX 64
     LLAMA_API bool llama_mtp_set_draft(struct llama_context * ctx, int32_t n_steps);
 
-    // Above 0, tokens of the sequence are drafted by sampling from its candidates at this temperature, instead of
-    // taking the most probable. The probabilities delivered are then at this temperature as well.
-    LLAMA_API void llama_mtp_set_draft_sampling(struct llama_context * ctx, llama_seq_id seq_id, float temp, uint32_t seed);
+    // How many splits the graph of the last draft had: 1 where all of it ran on one device, 0 before the first.
+    LLAMA_API int32_t llama_mtp_draft_n_splits(const struct llama_context * ctx);
+
+    // For temp > 0, the next drafts of the sequence are argmax(logit/temp + noise) of its candidates instead of the most
+    // probable, and the probabilities delivered are at that temperature. noise: F32 [n_steps, LLAMA_MTP_DRAFT_BUCKETS],
+    // copied; a token takes the value at its id modulo LLAMA_MTP_DRAFT_BUCKETS. temp 0 ends it.
+    #define LLAMA_MTP_DRAFT_BUCKETS 2048
+    LLAMA_API void llama_mtp_set_draft_noise(struct llama_context * ctx, llama_seq_id seq_id, float temp,
+                                             const float * noise, int32_t n_steps);
+
+    // The devices of the layers whose keys and values a Gemma 4 drafter of this target reads, without the CPU. Writes at
+    // most n_max; returns how many there are, or -1 for other targets and for layers that are split over devices.
+    LLAMA_API int32_t llama_mtp_drafter_devices(const struct llama_model * target, ggml_backend_dev_t * devices, int32_t n_max);
 
 #ifdef __cplusplus
 }

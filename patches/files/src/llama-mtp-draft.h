@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <random>
+#include <vector>
 
 struct llama_model;
 struct llm_graph_context;
@@ -22,14 +22,22 @@ struct llama_mtp_draft {
     int32_t n_steps     = 0; // 0: one step a decode, with logits and hidden row as outputs
     int32_t n_steps_max = 0; // that there is room for
 
-    // room for the steps beyond the graph of one, by upstream's rule for a graph
-    uint32_t n_nodes(uint32_t n_tensors) const { return 8u*n_tensors*n_steps_max; }
+    // room for the steps beyond the graph of one, by upstream's rule for a graph, and for the two views of each result
+    uint32_t n_nodes(uint32_t n_tensors, uint32_t n_outputs) const {
+        return n_steps_max > 0 ? 8u*n_tensors*n_steps_max + 2*n_outputs : 0;
+    }
 
     struct sampling {
-        float        temp;
-        std::mt19937 rng;
+        float              temp;
+        std::vector<float> noise; // [n_steps][LLAMA_MTP_DRAFT_BUCKETS]
     };
     std::map<llama_seq_id, sampling> samplings; // of sequences that sample; all others take the most probable token
+
+    struct bucket_table;
+    std::unique_ptr<bucket_table> buckets; // made when a sequence samples for the first time
+
+    llama_mtp_draft();
+    ~llama_mtp_draft();
 };
 
 // builds the chain of steps; the graph of one step is the model's own

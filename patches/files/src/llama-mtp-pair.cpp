@@ -3,6 +3,7 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 #include "llama-mtp-family.h"
+#include "llama-mtp.h"
 
 #include <algorithm>
 #include <cstring>
@@ -23,6 +24,11 @@ static void check_range(const std::string & what, int64_t value, int64_t least, 
     }
 }
 
+// the target's layer whose keys and values the heads' layers read: the rule by which the cache is shared
+static int shared_layer(const llama_model & target, bool is_swa) {
+    return llama_model_n_layer(&target) - (is_swa ? 2 : 1);
+}
+
 // Gemma 4's MTP heads, which share the target's key-value cache
 static void check_heads(const llama_model & drafter, const llama_model & target) {
     const auto & d = drafter.hparams;
@@ -37,8 +43,7 @@ static void check_heads(const llama_model & drafter, const llama_model & target)
     }
 
     for (int il = 0; il < (int) d.n_layer_nextn; ++il) {
-        // the rule by which the key-value cache is shared
-        const int  il_target = llama_model_n_layer(&target) - (d.is_swa(il) ? 2 : 1);
+        const int  il_target = shared_layer(target, d.is_swa(il));
         const auto of_layer  = " of layer " + std::to_string(il);
 
         check_same("target layer" + of_layer + " exists", true, il_target >= 0);
@@ -175,4 +180,30 @@ void llama_mtp_check_pair(const llama_model & drafter, const llama_context * ctx
     if (drafter.arch == LLM_ARCH_DFLASH) {
         check_dflash(drafter, *target);
     }
+}
+
+int32_t llama_mtp_drafter_devices(const llama_model * target, ggml_backend_dev_t * devices, int32_t n_max) {
+    const auto & t = target->hparams;
+    if (target->arch != LLM_ARCH_GEMMA4 || t.n_layer() < 2) {
+        return -1;
+    }
+
+    // the last layers may share keys and values themselves, of those before `n_kv`
+    const int n_kv = std::min(t.n_layer_kv_from_start < 0 ? INT32_MAX : t.n_layer_kv_from_start, (int32_t) t.n_layer());
+
+    int32_t n = 0;
+    for (const bool is_swa : { true, false }) {
+        const ggml_backend_dev_t dev = target->dev_layer(std::min(shared_layer(*target, is_swa), n_kv - (is_swa ? 2 : 1)));
+        const auto type = ggml_backend_dev_type(dev);
+        if (type == GGML_BACKEND_DEVICE_TYPE_META) {
+            return -1;
+        }
+        if (type != GGML_BACKEND_DEVICE_TYPE_CPU && std::find(devices, devices + std::min(n, n_max), dev) == devices + std::min(n, n_max)) {
+            if (n < n_max) {
+                devices[n] = dev;
+            }
+            n++;
+        }
+    }
+    return n;
 }

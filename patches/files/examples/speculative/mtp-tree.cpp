@@ -65,8 +65,13 @@ bool mtp_tree_wanted(const common_params & params) {
 
 int mtp_tree(common_params & params) {
     const int   n_seq   = std::max(1, params.n_parallel);
-    const int   n_draft = params.speculative.draft.n_max;
+    const int   n_draft = std::min(params.speculative.draft.n_max, LLAMA_MTP_DRAFT_STEPS_MAX);
     const float p_split = params.speculative.draft.p_split;
+
+    if (n_draft < 1) {
+        LOG_ERR("%s: --spec-draft-n-max is %d: a tree needs 1 token at least\n", __func__, n_draft);
+        return 1;
+    }
 
     params.kv_unified            = true; // a node belongs to several sequences
     params.n_outputs_max         = n_draft + n_seq;
@@ -82,6 +87,9 @@ int mtp_tree(common_params & params) {
         return 1;
     }
 
+    // makes room for the drafts, see llama_mtp_set_draft; the context below refers to it
+    llama_sampler_ptr room(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+
     common_params params_dft = common_base_params_to_speculative(params);
     auto init_dft = common_speculative_init_from_params(params_dft, model, ctx);
     llama_context * ctx_dft = init_dft->context();
@@ -91,8 +99,6 @@ int mtp_tree(common_params & params) {
     }
     llama_set_embeddings_nextn(ctx, true, /*masked*/ false);
 
-    // makes room for the drafts, see llama_mtp_set_draft
-    llama_sampler_ptr room(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     llama_sampler_chain_add(room.get(), llama_sampler_init_top_k(1));
     if (!llama_set_sampler(ctx_dft, 0, room.get())) {
         LOG_ERR("%s: the drafter's backend cannot choose tokens\n", __func__);
@@ -146,6 +152,7 @@ int mtp_tree(common_params & params) {
         const int64_t t_draft = ggml_time_us();
         batch_dft.clear();
         batch_dft.set_embd(batch_dft.add(id_last, n_past, 0, true), { hidden.data(), 1, n_embd });
+        common_mtp_draw_as(ctx_dft, 0, smpl.get(), n_draft);
         const auto drafts = common_mtp_decode(ctx_dft, batch_dft, n_draft);
         if (drafts.empty()) {
             return 1;

@@ -2,6 +2,7 @@
 
 #include "llama-model-loader.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <vector>
@@ -10,6 +11,9 @@ namespace {
 
 // fallback where a file has the head's tensors but not this key: the value of Google's E2B and E4B checkpoints
 const uint32_t ORDERED_HEAD_TOP_K = 32;
+
+// outputs in one mul_mat_id: from 32 on, Metal's takes a path that has no room for so many experts
+const int64_t MUL_MAT_ID_ROWS = 31;
 
 // the key's place in the file; -1 where it is not there
 int64_t find_key(const gguf_context * meta, const char * key, gguf_type type) {
@@ -82,7 +86,7 @@ bool llama_model_gemma4_assistant::load_ordered_head() {
     head.centroids   = create_tensor(tn(LLM_TENSOR_MASKED_EMBD_CENTROIDS, "weight"), { n_embd, n_centroids }, 0);
     head.ordering    = create_tensor(tn(LLM_TENSOR_MASKED_EMBD_ORDERING),            { n_vocab }, 0);
     // sorted rows are multiplied by id, unsorted ones are gathered: each needs a buffer whose backend can do that
-    head.rows        = create_tensor(tn(head.rows_sorted ? LLM_TENSOR_MASKED_EMBD_ROWS : LLM_TENSOR_TOKEN_EMBD, "weight"),
+    head.rows        = create_tensor(tn(head.rows_sorted ? LLM_TENSOR_MASKED_EMBD_ROWS : LLM_TENSOR_MASKED_EMBD_TABLE, "weight"),
                                      { n_embd, n_vocab }, 0);
     check_ordering(*ml, n_vocab);
 
@@ -110,7 +114,14 @@ llama_mtp_ordered_head::scores llama_mtp_ordered_head::build_scores(ggml_context
     if (rows_sorted) {
         // a centroid's rows stand together, like an expert's: multiply them in place
         ggml_tensor * experts = ggml_reshape_3d(ctx, rows, n_embd, n_per, n_centroids);
-        sel = ggml_mul_mat_id(ctx, experts, ggml_reshape_3d(ctx, cur, n_embd, 1, n_out), top);
+        sel = nullptr;
+        for (int64_t i = 0; i < n_out; i += MUL_MAT_ID_ROWS) {
+            const int64_t n = std::min(n_out - i, MUL_MAT_ID_ROWS);
+            ggml_tensor * b   = ggml_view_3d(ctx, cur, n_embd, 1, n, cur->nb[1], cur->nb[1], i*cur->nb[1]);
+            ggml_tensor * ids = ggml_view_2d(ctx, top, top_k, n, top->nb[1], i*top->nb[1]);
+            ggml_tensor * out = ggml_mul_mat_id(ctx, experts, b, ids);
+            sel = sel ? ggml_concat(ctx, sel, out, 2) : out;
+        }
     } else {
         ggml_tensor * gathered = ggml_get_rows(ctx, rows, ggml_reshape_1d(ctx, ids, n_sel*n_out));
         sel = ggml_mul_mat(ctx, ggml_reshape_3d(ctx, gathered, n_embd, n_sel, n_out), ggml_reshape_3d(ctx, cur, n_embd, 1, n_out));
@@ -120,6 +131,10 @@ llama_mtp_ordered_head::scores llama_mtp_ordered_head::build_scores(ggml_context
 }
 
 ggml_tensor * llama_mtp_ordered_head::build_logits(ggml_context * ctx, ggml_tensor * cur) const {
+    if (cur->ne[1] == 0) {
+        return ggml_mul_mat(ctx, rows, cur); // an empty result, which set_rows has no path for
+    }
+
     const auto    chosen  = build_scores(ctx, cur);
     const int64_t n_vocab = rows->ne[1];
     const int64_t n_sel   = chosen.ids->ne[0];
