@@ -102,12 +102,10 @@ def test_one_request_repeats_its_text_whatever_came_before(started: Callable[...
     assert len(seen) == 1
 
 
-def test_the_seed_of_the_answer_repeats_a_random_one(started: Callable[..., Any]) -> None:
+def test_without_a_seed_answers_differ(started: Callable[..., Any]) -> None:
     with started(COUPLED) as running:
-        once, other = (running.complete(PROMPTS[0], 32, temperature=1.0, **PURE) for _ in "12")
-        seed = once["generation_settings"]["seed"]
-        again = running.complete(PROMPTS[0], 32, temperature=1.0, seed=seed, **PURE)
-    assert once["tokens"] == again["tokens"] != other["tokens"]
+        one, other = (running.complete(PROMPTS[0], 32, temperature=1.0, **PURE) for _ in "12")
+    assert one["tokens"] != other["tokens"]
 
 
 def test_greedy_answers_are_not_changed(started: Callable[..., Any]) -> None:
