@@ -82,12 +82,12 @@ def verdicts(report: dict[str, Any]) -> dict[str, bool | None]:
 
 
 @contextmanager
-def rpc_server(log: Path) -> Iterator[str]:
-    """Start a server of the default build on a free local port; gives its ``host:port``."""
+def rpc_server(log: Path, variant: str = "default") -> Iterator[str]:
+    """Start a server of a build on a free local port; gives its ``host:port``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program = programs("default") / "ggml-rpc-server"
+    program = programs(variant) / "ggml-rpc-server"
     command = [str(program), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with (
         log.open("w") as out,
