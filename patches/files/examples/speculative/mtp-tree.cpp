@@ -63,7 +63,7 @@ bool mtp_tree_wanted(const common_params & params) {
     return std::find(types.begin(), types.end(), COMMON_SPECULATIVE_TYPE_DRAFT_MTP) != types.end();
 }
 
-int mtp_tree(common_params & params) {
+static int draft_in_trees(common_params & params) {
     const int   n_seq   = std::max(1, params.n_parallel);
     const int   n_draft = std::min(params.speculative.draft.n_max, LLAMA_MTP_DRAFT_STEPS_MAX);
     const float p_split = params.speculative.draft.p_split;
@@ -222,6 +222,11 @@ int mtp_tree(common_params & params) {
     llama_set_sampler(ctx_dft, 0, nullptr);
 
     const bool written = stats.write(params, "llama-speculative");
-    common_log_flush(common_log_main());
     return written ? 0 : 1;
+}
+
+int mtp_tree(common_params & params) {
+    const int ret = draft_in_trees(params);
+    common_log_flush(common_log_main()); // the logger's thread dies with main and would take the last lines along
+    return ret;
 }
