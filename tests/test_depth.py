@@ -42,6 +42,9 @@ CURVES = {
     "not monotonic": Curve((121, 196, 252, 197, 292, 338, 363, 363, 388), 1.4, 3),
     "compute bound": Curve((0.6, 1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.2), 0.12, 0.15),
     "memory bound": Curve((20, 20, 20, 20, 20, 20, 20, 20, 20.5, 21), 0.8, 0.3),
+    # where rebuilding a graph costs as much as a round
+    "fast card": Curve((3, 3.05, 3.1, 3.15, 3.2, 3.3), 0.2, 2),
+    "card": Curve((6, 6.1, 6.2, 6.3, 6.4, 6.5), 0.3, 3),
     "mixture of experts": Curve((50, 85, 115, 140, 160, 178, 195, 210, 222), 1.0, 2),
 }
 
