@@ -98,19 +98,6 @@ def test_a_small_model_is_asked_for(files: Files, program: str) -> None:
     assert (code, errors) == (1, ["error: --spec-type draft-simple needs a draft model (-md)"])
 
 
-def test_a_failed_drafter_is_not_called_mtp(files: Files) -> None:
-    """Of another family than the type says: llama.cpp cannot make its context."""
-    models = ("-m", files.base, "-md", files.heads, "--spec-type", "draft-eagle3")
-    result = subprocess.run(
-        [str(programs("exact") / "llama-server"), *THREADS, *map(str, models)],
-        capture_output=True,
-        text=True,
-        timeout=HUNG,
-    )
-    assert result.returncode != 0
-    assert "MTP context" not in result.stderr
-
-
 def test_programs_that_never_draft_do_not_look(files: Files) -> None:
     command = [str(programs("exact") / "llama-tokenize"), "-m", str(files.merged), "-p", PROMPT]
     result = subprocess.run(command, capture_output=True, text=True, timeout=HUNG, check=True)
