@@ -15,7 +15,8 @@ BUILD_ARGS     = --cpu $(CPU) $(foreach flag,$(CMAKE_FLAGS),--cmake-flag=$(flag)
 PATCH_ARGS     = --backend $(BACKEND) $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \
                  $(BUILD_ARGS)
 
-.PHONY: help setup patch-llamacpp demo lint test tiers test-llamacpp test-sanitize fuzz \
+.PHONY: help setup patch-llamacpp demo lint test tiers test-llamacpp test-sanitize \
+        test-variants fuzz \
         bench bench-convert bench-convert-16g clean
 
 help:
@@ -26,6 +27,7 @@ help:
 	@echo "make lint               ruff and mypy"
 	@echo "On demand:"
 	@echo "make test-sanitize      the patched loader under AddressSanitizer and UBSan, over hostile files"
+	@echo "make test-variants      with a CPU library for each kind of CPU, and with one series of patches alone"
 	@echo "make test-llamacpp      llama.cpp's own tests on the patched tree"
 	@echo "make tiers              the table of tiers in docs/backends.md, CPU and Vulkan"
 	@echo "make fuzz               fuzz everything that reads files of strangers (MINUTES=60)"
@@ -70,6 +72,12 @@ tiers: $(STAMP)
 test-sanitize: $(STAMP)
 	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant sanitize
 	GGUF_MTP_REQUIRE_LLAMA=1 $(BIN)/python -m pytest tests/test_hostile_merged.py tests/test_hostile_drafters.py
+
+# Half an hour on two cores: ggml's CPU code once for each kind of CPU, as distributions build it.
+test-variants: $(STAMP)
+	$(BIN)/python tools/patch_llamacpp.py --backend cpu --variant stock \
+	    --variant every-cpu --variant only-cpu --variant only-mtp
+	GGUF_MTP_REQUIRE_LLAMA=1 GGUF_MTP_VARIANTS=1 $(BIN)/python -m pytest tests/test_cpu_variants.py
 
 test-llamacpp: $(STAMP)
 	$(BIN)/python tools/run_upstream_tests.py $(if $(LLAMA_CPP_DIR),--tree "$(LLAMA_CPP_DIR)") \

@@ -6,11 +6,14 @@ from pathlib import Path
 from gguf_mtp.errors import OutputError
 from gguf_mtp.hub.origin import model_name
 from gguf_mtp.model import Half
+from gguf_mtp.notes import Note
 
 FROM_CHECKPOINT = "{name}-{outtype}-mtp.gguf"
 # The name of a GGUF says its type already.
 FROM_GGUF = "{name}-mtp.gguf"
 FIELDS = ("name", "outtype")
+# What llama.cpp's ``-hf`` passes over when it looks for a model (common/download.cpp).
+NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
 
@@ -47,6 +50,18 @@ def split_names(path: Path) -> tuple[str, str]:
     whole = path.name.removesuffix(".gguf")
     stem = whole.removesuffix("-mtp")
     return f"{stem}.gguf" if stem != whole else f"{stem}-base.gguf", f"mtp-{stem}.gguf"
+
+
+def name_notes(path: Path) -> tuple[Note, ...]:
+    """A note where llama.cpp's ``-hf`` would not find the merged file `path` in a repository."""
+    found = [part for part in NOT_MODELS if part in path.name]
+    if not found:
+        return ()
+    message = (
+        f"{path.name}: llama.cpp's -hf passes over files with {found[0]!r} in their names; "
+        "rename it before you publish it"
+    )
+    return (Note("name-passed-over", message),)
 
 
 def _type_name(number: object) -> str:

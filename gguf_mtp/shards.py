@@ -15,6 +15,7 @@ from gguf_mtp.provenance import Digests
 # The count has 16 bits in the file, five digits in the name.
 MAX_PARTS = 65535
 _SIZE = re.compile(r"([1-9]\d*)([KMGT]?)", re.IGNORECASE)
+_NAMED_FOR_HEADS = re.compile(r"(?P<name>.+)-(?P<type>[a-z]+\d\w*)-mtp", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -72,8 +73,19 @@ def _part(source: Plan, groups: list[list[Tensor]], group: list[Tensor], at: int
 
 
 def part_path(path: Path, at: int, count: int) -> Path:
-    """The file of part `at` (from 0) of `count`: ``NAME-00001-of-00003.gguf``."""
+    """The file of part `at` (from 0) of `count`: ``NAME-00001-of-00003.gguf``.
+
+    Of ``X-q8_0-mtp.gguf`` the parts are ``X-mtp.q8_0-00001-of-00003.gguf`` and so on: llama.cpp's
+    ``-hf`` takes a file with ``mtp-`` in its name for a drafter.
+    """
     if count == 1:
         return path
-    stem = path.name.removesuffix(".gguf")
+    stem = _without_mtp_dash(path.name.removesuffix(".gguf"))
     return path.with_name(f"{stem}-{at + 1:05}-of-{count:05}.gguf")
+
+
+def _without_mtp_dash(stem: str) -> str:
+    match = _NAMED_FOR_HEADS.fullmatch(stem)
+    if match is not None:
+        return f"{match['name']}-mtp.{match['type']}"
+    return f"mtp.{stem.removesuffix('-mtp')}" if stem.endswith("-mtp") else stem

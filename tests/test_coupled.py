@@ -31,7 +31,7 @@ from gguf_mtp.validate.statistics import fit
 from llamacpp.pin import PATCHES
 
 HERE = Path(__file__).parent / "coupled"
-FILES = PATCHES / "files"
+FILES = PATCHES / "mtp" / "files"
 SEED_AND_POSITION = [(0, 0), (1, 7), (4294967295, 123456)]
 EVERY_BUCKET = np.arange(N_BUCKETS)
 TEMPERATURE = 0.8

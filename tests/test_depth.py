@@ -19,7 +19,7 @@ import pytest
 from llamacpp.pin import PATCHES
 
 HERE = Path(__file__).parent / "depth"
-CONTROLLER = PATCHES / "files" / "common"
+CONTROLLER = PATCHES / "mtp" / "files" / "common"
 AUTO = -1
 SEEDS = range(4)
 

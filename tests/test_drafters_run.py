@@ -127,7 +127,8 @@ def test_another_type_does_not_take_it(drafters: dict[str, Made]) -> None:
     command += [str(drafters["eagle3"].inline), "--spec-type", "draft-dflash", "-p", "x"]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     assert result.returncode == 1
-    assert "inside" not in result.stderr
+    assert "drafting with" not in result.stderr
+    assert "is for --spec-type draft-eagle3" in result.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

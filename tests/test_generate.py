@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from _validate_helpers import library_under_test, require_patches
+from gguf_mtp.api import convert
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import RuntimeUnavailable
 from gguf_mtp.runtime.bindings import Context, ContextOptions, ModelOptions
@@ -300,6 +301,22 @@ def test_run_prints_text_and_then_figures(files: Files, opened: MtpModel) -> Non
     assert done.stderr.startswith("[40 tokens, ")
     for part in (" tokens/s with MTP, ", " without: ", " of drafts accepted", "cut at -n]"):
         assert part in done.stderr
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layout", ["inline", "tail"])
+def test_a_merged_file_as_heads_means_the_heads_in_it(
+    files: Files, opened: MtpModel, tmp_path: Path, layout: str
+) -> None:
+    merged = files.merged
+    if layout == "tail":
+        merged = tmp_path / "tail.gguf"
+        convert(files.base, files.heads, merged, layout=layout)
+    done = run(files, PROMPT, "--raw", "-n", N, "--json", "--heads", merged)
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert data["text"] == opened.stream(PROMPT, N).text()
+    assert data["statistics"]["accepted"] > 0
 
 
 @pytest.mark.usefixtures("library")

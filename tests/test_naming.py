@@ -9,7 +9,9 @@ from click.testing import CliRunner, Result
 from gguf_mtp.api import convert, prepare, split
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import FormatError, OutputError, UnsupportedError
+from gguf_mtp.naming import name_notes
 from gguf_mtp.readers.gguf import read_gguf
+from gguf_mtp.shards import part_path
 
 
 def run(*arguments: object) -> Result:
@@ -37,6 +39,36 @@ def test_names(
 ) -> None:
     prepared = prepare(tiny_target, tiny_drafter, outtype=outtype)
     assert prepared.output_path(tmp_path / given) == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("X-q8_0-mtp.gguf", "X-mtp.q8_0-00002-of-00003.gguf"),
+        ("gemma-4-E2B-it-UD-Q4_K_XL-mtp.gguf", "gemma-4-E2B-it-UD-mtp.Q4_K_XL-00002-of-00003.gguf"),
+        ("gemma-4-it-mtp.gguf", "mtp.gemma-4-it-00002-of-00003.gguf"),
+        ("m.gguf", "m-00002-of-00003.gguf"),
+    ],
+)
+def test_parts_are_not_named_as_drafters(name: str, part: str) -> None:
+    assert part_path(Path(name), 1, 3) == Path(part)
+    assert part_path(Path(name), 0, 1) == Path(name)
+    assert name_notes(Path(part)) == name_notes(Path(name)) == ()
+
+
+@pytest.mark.parametrize("name", ["mtp-X.gguf", "X-mtp-q8_0.gguf", "my-eagle3-base.gguf"])
+def test_a_name_that_downloads_pass_over_is_remarked(
+    tmp_path: Path, tiny_target: Path, tiny_drafter: Path, name: str
+) -> None:
+    out = tmp_path / name
+    common = ("convert", "--base", tiny_target, "--heads", tiny_drafter, "-o", out)
+    remark = f"note: {name}: llama.cpp's -hf passes over files with '"
+    planned = json.loads(run(*common, "--dry-run", "--json").stdout)
+    assert [note["code"] for note in planned["notes"]][-1] == "name-passed-over"
+    for result in (run(*common, "--dry-run"), run(*common), run("card", out)):
+        assert result.exit_code == 0
+        assert remark in " ".join(result.stderr.split())
+    assert remark not in " ".join(run("card", out, "-q").stderr.split())
 
 
 def test_names_of_a_gguf_base(tmp_path: Path, tiny_merged: Path, tiny_drafter: Path) -> None:

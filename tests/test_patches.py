@@ -22,9 +22,10 @@ DEP3_FIELDS = (
 )
 
 
+FOLDERS = series.folders()
 EVERY_PATCH = [
     *series.series(),
-    *(path for version in series.versions() for path in PATCHES.glob(f"{version}/*.patch")),
+    *(path for version in series.versions() for path in PATCHES.glob(f"*/{version}/*.patch")),
 ]
 
 
@@ -64,17 +65,37 @@ def git(tree: Path, *arguments: str) -> None:
 
 
 def test_every_patch_is_listed_once_and_every_listed_one_exists() -> None:
-    listed = [path.name for path in series.series()]
-    assert sorted(listed) == sorted(path.name for path in PATCHES.glob("*.patch"))
+    listed = series.series()
+    assert sorted(listed) == sorted(PATCHES.glob("*/*.patch"))
     assert len(listed) == len(set(listed))
 
 
-def test_a_version_only_replaces_patches_of_the_series() -> None:
-    listed = {path.name for path in series.series()}
-    for version in series.versions():
-        own = {path.name for path in PATCHES.glob(f"{version}/*.patch")}
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_a_version_only_replaces_patches_of_the_series(folder: Path) -> None:
+    listed = {path.name for path in series.series(folder)}
+    for version in series.versions(folder):
+        own = {path.name for path in folder.glob(f"{version}/*.patch")}
         assert own <= listed
-        assert {p.name for p in series.series(version=version) if p.parent.name == version} == own
+        replaced = series.series(folder, version)
+        assert {p.name for p in replaced if p.parent.name == version} == own
+
+
+def test_the_series_change_different_files() -> None:
+    files = [
+        path for folder in FOLDERS for path in (*series.touched(folder), *series.overlay(folder))
+    ]
+    assert len(files) == len(set(files))
+    assert set(files) == {*series.touched(), *series.overlay()}
+
+
+def test_the_kernels_are_not_named_for_what_they_were_made_for() -> None:
+    """They serve every model, so that nothing that llama.cpp's build sees of them says MTP."""
+    cpu = PATCHES / "cpu"
+    files = series.overlay(cpu)
+    assert len(files) > 0
+    hunks = [line for path in series.series(cpu) for line in path.read_text().split("\n---\n")[1:]]
+    texts = [*hunks, *map(str, files), *(path.read_text() for path in files.values())]
+    assert not [text for text in texts if "mtp" in text.lower()]
 
 
 @pytest.mark.parametrize("patch", EVERY_PATCH, ids=lambda p: str(p.relative_to(PATCHES)))
@@ -104,6 +125,37 @@ def test_applies_and_then_again_without_change(tree: Path) -> None:
     assert {path: (tree / path).stat().st_mtime_ns for path in patched} == stamps
 
 
+@pytest.mark.parametrize("source", [PINNED, SECOND], ids=lambda s: s.commit)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_a_series_applies_without_the_other(folder: Path, source: Source, tmp_path: Path) -> None:
+    tree = upstream_files(source, tmp_path)
+    before = contents(tree)
+    assert series.apply(tree, folder) == series.APPLIED
+    patched = contents(tree)
+    changed = {path for path in patched if patched[path] != before.get(path)}
+    assert changed == {*series.touched(folder), *series.overlay(folder)}
+    assert series.apply(tree, folder) == series.ALREADY
+    assert contents(tree) == patched
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_the_other_series_can_follow(folder: Path, tree: Path, tmp_path: Path) -> None:
+    both = Path(shutil.copytree(tree, tmp_path / "both"))
+    assert series.apply(both) == series.APPLIED
+    assert series.apply(tree, folder) == series.APPLIED
+    assert series.apply(tree) == series.APPLIED
+    assert contents(tree) == contents(both)
+
+
+def test_where_one_series_does_not_fit_neither_is_applied(tree: Path) -> None:
+    path = tree / series.touched(PATCHES / "mtp")[0]
+    path.write_text("another\n")
+    before = contents(tree)
+    with pytest.raises(SetupError, match=r"mtp/0001-one-file\.patch does not apply"):
+        series.apply(tree)
+    assert contents(tree) == before
+
+
 def test_applies_to_the_second_version_too(second_tree: Path) -> None:
     assert rebase_patches.main([str(second_tree)]) == 0
     assert series.apply(second_tree) == series.APPLIED
@@ -117,7 +169,8 @@ def test_applies_to_the_second_version_too(second_tree: Path) -> None:
 def test_a_changed_overlay_file_is_put_right(tree: Path) -> None:
     series.apply(tree)
     patched = contents(tree)
-    (tree / series.overlay()[0]).write_text("an older version\n")
+    for path in series.overlay():
+        (tree / path).write_text("an older version\n")
     assert series.apply(tree) == series.ALREADY
     assert contents(tree) == patched
 
@@ -168,7 +221,7 @@ def test_a_git_checkout_with_changes_of_its_own_is_refused(tree: Path) -> None:
 def test_the_digest_follows_patches_and_files(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(PATCHES, tmp_path / "patches"))
     assert series.digest(copy) == series.digest()
-    for path in [series.series(copy)[0], copy / "files" / series.overlay(copy)[0]]:
+    for path in [*series.series(copy), *series.overlay(copy).values()]:
         before = series.digest(copy)
         path.write_text(path.read_text() + "\n")
         assert series.digest(copy) != before
@@ -186,9 +239,10 @@ def rewritten(tree: Path, out: Path) -> Path:
 
 def test_the_pinned_tree_needs_no_rebasing(tree: Path, tmp_path: Path) -> None:
     assert states(rebase.rebase_series(tree, PATCHES)) == {rebase.APPLIES}
-    for patch in series.series(rewritten(tree, tmp_path / "new")):
+    written = series.series(rewritten(tree, tmp_path / "new"))
+    for patch, original in zip(written, series.series(), strict=True):
         hunks = [hunks for _, _, hunks in rebase.parse(patch)[1]]
-        assert hunks == [hunks for _, _, hunks in rebase.parse(PATCHES / patch.name)[1]]
+        assert hunks == [hunks for _, _, hunks in rebase.parse(original)[1]]
 
 
 def test_lines_further_up_are_an_offset(tree: Path, tmp_path: Path) -> None:

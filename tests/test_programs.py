@@ -185,6 +185,18 @@ def test_a_file_whose_name_ends_like_a_fragment_is_itself(files: Files, tmp_path
     assert run.text
 
 
+def test_quantize_reads_the_file_that_is_named(files: Files, tmp_path: Path) -> None:
+    """Not one beside it whose name ends like a part's."""
+    source, out = tmp_path / "in.gguf", tmp_path / "out.gguf"
+    source.write_bytes(files.merged.read_bytes())
+    for part in ("#all", "#mtp"):
+        Path(f"{source}{part}").write_bytes(files.base.read_bytes())
+    command = [str(programs("default") / "llama-quantize"), str(source), str(out), "COPY", "1"]
+    subprocess.run(command, check=True, capture_output=True)
+    names = {tensor.name for tensor in read_gguf(out).tensors}
+    assert names == {tensor.name for tensor in read_gguf(files.merged).tensors}
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K_M"])
 def test_quantize_keeps_the_heads(files: Files, kind: str, tmp_path: Path) -> None:
     """Also the check that quantized kernels run at verify width 4 (the gcc 12 + AMX trap)."""

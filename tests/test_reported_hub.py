@@ -32,7 +32,7 @@ GEMMABLE = ["gemmable-4-12b-Q4_K_M-mtp.gguf", "gemmable-4-12b-Q4_K_M.gguf"]
 GOOGLE = ["gemma-4-E4B_q4_0-it.gguf", "mmproj-gemma-4-E4B-it.gguf"]
 IK = [f"gemma-4-12B-it-MTP-ik_llama-{kind}.gguf" for kind in ("Q4_K_M", "Q8_0")]
 PARTS = [f"BF16/gemma-4-31B-it-BF16-0000{n}-of-00002.gguf" for n in (1, 2)]
-MERGED_PARTS = [f"X-q8_0-mtp-0000{n}-of-00002.gguf" for n in (1, 2)]
+MERGED_PARTS = [f"X-mtp.q8_0-0000{n}-of-00002.gguf" for n in (1, 2)]
 EITHER = (BASE, HEADS)
 
 

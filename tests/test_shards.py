@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gguf_mtp.api import convert, plan_convert, split
+from gguf_mtp.api import convert, plan_convert, prepare, split, write_prepared
 from gguf_mtp.cli.main import main
 from gguf_mtp.errors import OutputError, UnsupportedError
 from gguf_mtp.output import OutputFile
@@ -97,6 +97,29 @@ def test_the_option(tmp_path: Path, tiny_target: Path, tiny_drafter: Path) -> No
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == planned["bytes"]
     result = CliRunner().invoke(main, [*common, "4X"])
     assert (result.exit_code, "'4X' is not a size" in result.stderr) == (2, True)
+
+
+def test_llama_cpp_finds_the_parts_in_a_repository(
+    tmp_path: Path, target_dir: Path, drafter_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names that `convert` gives them, in the cache as a download leaves it."""
+    commit = "0" * 40
+    repository = tmp_path / "models--me--p"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    prepared = prepare(target_dir, drafter_dir, outtype="q8_0")
+    out = prepared.output_path(snapshot)
+    done = write_prepared(prepared, out, split_max_size=1_000_000)
+    assert len(done.outputs) > 3
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    texts = [
+        speculative_simple(programs("exact"), *model, prompt="def f(", n_predict=24)
+        for model in (("-hf", "me/p:Q8_0", "--offline"), ("-m", done.outputs[0].path))
+    ]
+    assert texts[0].text == texts[1].text
+    assert texts[0].figure("n_accept") > 0
 
 
 def test_llama_cpp_runs_the_parts(

@@ -21,6 +21,7 @@ from llamacpp.pin import (
     COMMIT,
     PACKAGE,
     PACKAGE_VERSION,
+    PATCHES,
     REPO,
     SetupError,
     cache_dir,
@@ -28,9 +29,9 @@ from llamacpp.pin import (
     record_path,
 )
 
-# Which patches a tree gets: the series, none, or what its compiler needs to build a program that
-# does not crash (gcc 12 with AMX).
-SERIES, NONE, COMPILER_FIXES = "series", "stock", "amx-tile-config-barrier"
+# Which patches a tree gets: both series, one of `series.FOLDERS`, none, or what its compiler needs
+# to build a program that does not crash (gcc 12 with AMX).
+SERIES, NONE, COMPILER_FIXES = "both", "stock", "amx-tile-config-barrier"
 SANITIZE = REPO / "tools" / "llamacpp" / "sanitize.cmake"
 
 
@@ -51,8 +52,10 @@ class Variant:
 # `exact` has CPU kernels whose F32 result does not depend on the batch width; `stock` is the
 # unpatched library, which tests compare with; `baseline` is what benchmarks compare with; `vulkan`
 # runs on any Vulkan device, a software driver among them, which ``--backend auto`` never chooses;
-# `avx2` is ggml for processors without AVX-512 and AMX, whose kernels are others; `sanitize` is
-# `exact` with the code that reads files under AddressSanitizer and UBSan.
+# `avx2` is ggml for processors without AVX-512 and AMX, whose kernels are others; `every-cpu` has a
+# library for each kind of x86 CPU and chooses when it starts, as distributions build it; the two
+# `only-` have one series without the other; `sanitize` is `exact` with the code that reads files
+# under AddressSanitizer and UBSan.
 VARIANTS = {
     "default": Variant(backend=None),
     "exact": Variant(flags=("-DGGML_LLAMAFILE=OFF",)),
@@ -62,6 +65,19 @@ VARIANTS = {
     ),
     "vulkan": Variant(targets=("llama-speculative-simple",), backend="vulkan"),
     "avx2": Variant(cpu="x86-64-v3", targets=("ggml",)),
+    "every-cpu": Variant(
+        flags=(
+            "-DGGML_BACKEND_DL=ON",
+            "-DGGML_CPU_ALL_VARIANTS=ON",
+            "-DGGML_NATIVE=OFF",
+            "-DGGML_LLAMAFILE=OFF",
+        ),
+        targets=("llama-speculative-simple",),
+    ),
+    **{
+        f"only-{name}": Variant(name, ("-DGGML_LLAMAFILE=OFF",), ("llama-speculative-simple",))
+        for name in series.FOLDERS
+    },
     "sanitize": Variant(
         flags=("-DGGML_LLAMAFILE=OFF", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={SANITIZE}"),
         targets=("llama",),
@@ -152,22 +168,26 @@ def _dirs(bin_dir: Path) -> dict[str, str]:
 
 def source_tree(own: Path | None, digest: str, patches: str) -> Path:
     """The source tree with those `patches`: the user's `own`, or one in the cache."""
+    folder = PATCHES / patches if patches in series.FOLDERS else PATCHES
     if own is not None:
         if patches != SERIES:
-            raise SetupError("an unpatched variant is built from the pinned source, not --tree")
+            raise SetupError("a variant with other patches is of the pinned source, not --tree")
         tree = own.expanduser().resolve()
         _say(f"{tree}: patches {series.apply(tree)}")
         return tree
     # The trees of all keys lie equally deep: that is what lets ccache share their objects.
-    key = digest[:16] if patches == SERIES else f"{patches}-{COMMIT}"
+    if patches in (SERIES, *series.FOLDERS):
+        key = (digest if patches == SERIES else series.digest(folder))[:16]
+    else:
+        key = f"{patches}-{COMMIT}"
     home = cache_dir() / "llama.cpp" / key
     tree = home / "src"
     if not tree.exists():
         _say(f"unpacking llama.cpp {COMMIT}")
         source.unpack_tree(source.fetch_sdist(), tree)
         _prune(home.parent, keep=home)
-    if patches == SERIES:
-        _say(f"{tree}: patches {series.apply(tree)}")
+    if patches in (SERIES, *series.FOLDERS):
+        _say(f"{tree}: patches {series.apply(tree, folder)}")
     elif patches != NONE:
         with tempfile.TemporaryDirectory() as scratch:
             _say(f"{tree}: {patches} {series.apply(tree, series.subset(patches, Path(scratch)))}")

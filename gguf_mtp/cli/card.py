@@ -10,8 +10,10 @@ from gguf_mtp.card import Facts, render
 from gguf_mtp.cli.inspect import MAX_JSON_ITEMS, summary
 from gguf_mtp.cli.progress import progress_bar
 from gguf_mtp.cli.report import write_page
+from gguf_mtp.cli.show import print_notes
 from gguf_mtp.digest import file_sha256
 from gguf_mtp.errors import UnsupportedError
+from gguf_mtp.naming import name_notes
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.strict_json import read_object
 from gguf_mtp.tail import read_tail
@@ -45,6 +47,8 @@ def command(
       gguf-mtp card e2b-mtp.gguf --report e2b.json -o README.md
     """
     facts = gather(merged, quiet=quiet)
+    if not quiet:
+        print_notes(name_notes(merged))
     text = render(facts, [(str(path), read_object(path)) for path in saved])
     if output is None:
         click.echo(text, nl=False)

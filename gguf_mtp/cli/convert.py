@@ -23,6 +23,7 @@ from gguf_mtp.cli.source import SOURCE
 from gguf_mtp.gemma4.outtype import HEADS_TYPES, OUTTYPES
 from gguf_mtp.merged import INLINE
 from gguf_mtp.namespace import PREFIX
+from gguf_mtp.naming import name_notes
 from gguf_mtp.plan import FilePlan
 from gguf_mtp.quantized import Needs
 from gguf_mtp.shards import parse_size
@@ -163,6 +164,8 @@ def command(
     seconds = time.monotonic() - started
     plan, digests = done.plan, done.digests
     facts = summary(plan, done.outputs)
+    if not silent:
+        print_notes(name_notes(done.outputs[0].path))
     if as_json:
         sources = {path.name: digest for path, digest in sorted(digests.items())}
         click.echo(json.dumps(facts | {"sha256": sources}, indent=2))
@@ -191,6 +194,7 @@ def _dry_run(
         facts = summary(prepared.plan, outputs) | {"plan": plan_rows(prepared.plan)}
         click.echo(json.dumps(facts, indent=2))
     elif not quiet:
+        print_notes(name_notes(outputs[0].path))
         print_plan(prepared.plan, outputs[0].path)
 
 
@@ -221,5 +225,5 @@ def summary(plan: FilePlan, outputs: list[Output]) -> dict[str, Any]:
         "base_tensors": base_tensors,
         "heads_tensors": len(heads),
         "heads_bytes": sum(tensor.nbytes for tensor in heads),
-        "notes": [asdict(note) for note in plan.notes],
+        "notes": [asdict(note) for note in (*plan.notes, *name_notes(outputs[0].path))],
     }

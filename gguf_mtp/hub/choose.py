@@ -21,7 +21,7 @@ class Mark(Enum):
     """What a file's name says: a drafter, perhaps one, or nothing of the kind.
 
     It may be one where "mtp" is the last word, as in ``X-mtp.gguf``: some publishers name drafters
-    so, and this project's `convert` names merged files so.
+    so, and this project's `convert` names merged files so. Parts are hardly a drafter's.
     """
 
     DRAFTER = auto()
@@ -138,13 +138,16 @@ def _marks(place: Place, names: Sequence[str]) -> dict[str, Mark]:
 
 
 def _mark(name: str) -> Mark:
-    *folders, _ = PurePosixPath(name).parts or ("",)
-    *words, last = _BETWEEN_WORDS.split(_stem(name))
-    if DRAFTER_WORDS.intersection((*words, *(folder.lower() for folder in folders))):
+    *folders, file = PurePosixPath(name).parts or ("",)
+    words = _BETWEEN_WORDS.split(_stem(name))
+    if DRAFTER_WORDS.intersection(folder.lower() for folder in folders):
         return Mark.DRAFTER
-    if last not in DRAFTER_WORDS:
+    found = [at for at, word in enumerate(words) if word in DRAFTER_WORDS]
+    if not found:
         return Mark.NONE
-    return Mark.PERHAPS if words and last == "mtp" else Mark.DRAFTER
+    is_last = found == [len(words) - 1] and len(words) > 1
+    may_be_merged = is_last or PART_NAME.fullmatch(file) is not None
+    return Mark.PERHAPS if may_be_merged and words[found[0]] == "mtp" else Mark.DRAFTER
 
 
 def _is_neither(name: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from gguf_mtp.closing import Closing
 from gguf_mtp.drafters.families import MTP
 from gguf_mtp.errors import PairingError, RuntimeUnavailable, UnsupportedError
+from gguf_mtp.namespace import is_merged
 from gguf_mtp.readers.gguf import read_gguf
 from gguf_mtp.readers.tail import read_footer, require_complete
 from gguf_mtp.runtime.bindings import CPU, Context, ContextOptions, Model, ModelOptions
@@ -89,7 +90,8 @@ def open_pair(
     library: Library | None = None,
     options: ModelOptions | None = None,
 ) -> Pair:
-    """Open a base model with its heads: from one `merged` file, or from `base` and `heads`.
+    """Open a base model with its heads: from one `merged` file, or from `base` and `heads`. A
+    merged file as `heads` stands for the heads in it.
 
     A merged file of the inline layout needs the patched library; one of the tail layout and two
     files work with any. Raises RuntimeUnavailable where a file or the library does not serve,
@@ -105,7 +107,9 @@ def open_pair(
             base_model = stack.enter_context(Model.open(library, merged, options))
         elif base is not None and heads is not None and merged is None:
             _require_head_support(library, heads)
-            head_model = stack.enter_context(Model.open(library, heads, options))
+            is_merged_file = _carries_heads(library, heads)
+            opened = (_open_heads if is_merged_file else Model.open)(library, heads, options)
+            head_model = stack.enter_context(opened)
             base_model = stack.enter_context(Model.open(library, base, options))
         else:
             raise RuntimeUnavailable("name a merged file, or a base and its heads")
@@ -123,11 +127,23 @@ def _open_heads(library: Library, merged: Path, options: ModelOptions) -> Model:
     return Model.open_at(library, merged, footer.heads_offset, options)
 
 
+def _carries_heads(library: Library, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    return read_footer(path) is not None or (library.is_patched and library.has_heads(path))
+
+
 def _require_head_support(library: Library, heads: Path) -> None:
     """Refuse what would take the process down: stock llama.cpp crashes on an ordered head."""
     if library.is_patched or not heads.is_file():
         return
-    if any(tensor.name.startswith("masked_embd_") for tensor in read_gguf(heads).tensors):
+    file = read_gguf(heads)
+    if is_merged(file):
+        raise RuntimeUnavailable(
+            f"{heads}: is a merged file, which {library.directory} cannot load heads from; "
+            f"{BUILD_HINT}"
+        )
+    if any(tensor.name.startswith("masked_embd_") for tensor in file.tensors):
         raise RuntimeUnavailable(
             f"{heads}: has an ordered head, which {library.directory} cannot load; {BUILD_HINT}"
         )

@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from llamacpp.pin import SetupError
-from llamacpp.series import series, versions
+from llamacpp.series import folders, series, versions
 
 APPLIES, OFFSET, MOVED, FAILS = "applies", "applies with offset", "context moved", "fails"
 # Lines of context that must agree where the rest has changed, and those a rewritten hunk gets.
@@ -42,7 +42,7 @@ class HunkResult:
 
 @dataclass
 class PatchResult:
-    """What became of one patch; `text` is the patch for the other tree."""
+    """What became of one patch, named from `patches/`; `text` is it for the other tree."""
 
     name: str
     hunks: list[HunkResult] = field(default_factory=list)
@@ -56,14 +56,19 @@ _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@(.*)$")
 def rebase_series(tree: Path, patches: Path) -> list[PatchResult]:
     """Try every patch in order on copies of `tree`'s files; the tree is not changed.
 
-    Of the series for the pinned version and for others, the one that fits `tree` best. Raises
+    Of a series for the pinned version and for others, the one that fits `tree` best. Raises
     SetupError for a patch that cannot be read.
     """
-    results = []
-    for version in (None, *versions(patches)):
-        content: dict[str, list[str] | None] = {}
-        results.append([_rebase(path, tree, content) for path in series(patches, version)])
-    return min(results, key=_unfit)
+    results: list[PatchResult] = []
+    for folder in folders(patches):
+        prefix = "" if folder == patches else f"{folder.name}/"
+        tried: list[list[PatchResult]] = []
+        for version in (None, *versions(folder)):
+            content: dict[str, list[str] | None] = {}
+            tried.append([_rebase(p, prefix, tree, content) for p in series(folder, version)])
+        best = min(tried, key=_unfit)
+        results += best
+    return results
 
 
 def _unfit(results: list[PatchResult]) -> tuple[int, int]:
@@ -71,8 +76,10 @@ def _unfit(results: list[PatchResult]) -> tuple[int, int]:
     return states.count(FAILS), states.count(MOVED)
 
 
-def _rebase(patch: Path, tree: Path, content: dict[str, list[str] | None]) -> PatchResult:
-    result = PatchResult(patch.name)
+def _rebase(
+    patch: Path, prefix: str, tree: Path, content: dict[str, list[str] | None]
+) -> PatchResult:
+    result = PatchResult(prefix + patch.name)
     head, files = parse(patch)
     parts = [head]
     for path, preamble, hunks in files:

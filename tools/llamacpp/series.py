@@ -1,7 +1,10 @@
 """Apply `patches/` to a llama.cpp tree: no fuzz, all or nothing, harmless when repeated.
 
-The hunks of the series are only call sites. The logic lives in whole files under `patches/files/`,
-which are copied in beside them. A folder named for another version (`patches/b11434/`) holds those
+There are two series, `patches/cpu/` and `patches/mtp/`. They change different files, and either
+applies without the other. Functions here take the folder of one series or that of both.
+
+The hunks of a series are only call sites. The logic lives in whole files under its `files/`, which
+are copied into the tree. A folder named for another version (`patches/mtp/b11434/`) holds those
 patches that have to look different there, under the same names.
 """
 
@@ -18,9 +21,23 @@ from llamacpp.pin import COMMIT, PATCHES, SetupError
 APPLIED = "applied"
 ALREADY = "already applied"
 
+# The series, in the order in which they are applied.
+FOLDERS = ("cpu", "mtp")
+
+
+def folders(patches: Path = PATCHES) -> list[Path]:
+    """The folders of the series in `patches`, which may be one itself."""
+    if (patches / "series").exists():
+        return [patches]
+    return [patches / name for name in FOLDERS]
+
 
 def series(patches: Path = PATCHES, version: str | None = None) -> list[Path]:
     """The patch files in the order that `series` lists them; `version` may replace some."""
+    return [path for folder in folders(patches) for path in _listed(folder, version)]
+
+
+def _listed(patches: Path, version: str | None) -> list[Path]:
     lines = (patches / "series").read_text().splitlines()
     names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if version is None:
@@ -30,14 +47,18 @@ def series(patches: Path = PATCHES, version: str | None = None) -> list[Path]:
 
 
 def versions(patches: Path = PATCHES) -> list[str]:
-    """Versions of llama.cpp, beside the pinned one, that have patches of their own."""
-    return sorted({path.parent.name for path in patches.glob("*/*.patch")})
+    """Versions of llama.cpp, besides the pinned one, that have patches of their own."""
+    found = (path for folder in folders(patches) for path in folder.glob("*/*.patch"))
+    return sorted({path.parent.name for path in found})
 
 
-def overlay(patches: Path = PATCHES) -> list[Path]:
-    """Paths, relative to the tree, of the whole files that go in beside the hunks."""
-    root = patches / "files"
-    return sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+def overlay(patches: Path = PATCHES) -> dict[Path, Path]:
+    """The whole files that are copied in: where they are, by path relative to the tree."""
+    found = {}
+    for folder in folders(patches):
+        root = folder / "files"
+        found.update({p.relative_to(root): p for p in sorted(root.rglob("*")) if p.is_file()})
+    return found
 
 
 def touched(patches: Path = PATCHES) -> list[Path]:
@@ -56,10 +77,11 @@ def _touched(order: list[Path]) -> list[Path]:
 def digest(patches: Path = PATCHES) -> str:
     """One hash over the series and its files: what a build is keyed by."""
     total = hashlib.sha256()
-    for path in [patches / "series", *series(patches)]:
-        total.update(path.name.encode() + b"\0" + path.read_bytes())
-    for relative in overlay(patches):
-        total.update(str(relative).encode() + b"\0" + (patches / "files" / relative).read_bytes())
+    for folder in folders(patches):
+        for path in [folder / "series", *series(folder)]:
+            total.update(path.name.encode() + b"\0" + path.read_bytes())
+    for relative, path in overlay(patches).items():
+        total.update(str(relative).encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
 
@@ -82,26 +104,33 @@ def apply(tree: Path, patches: Path = PATCHES) -> str:
     if missing:
         raise SetupError(f"{tree}: not the llama.cpp tree that patches/ expects: no {missing[0]}")
 
-    undone, reverse_failure = _result(tree, patches, reverse=True)
-    if undone is not None:
-        _refuse_dirty(tree, patches, allowed={*touched(patches), *overlay(patches)})
-        _install(tree, {}, patches)
-        return ALREADY
+    content: dict[Path, bytes] = {}
+    allowed = set(overlay(patches))  # changed files of a checkout that are our own work
+    for folder in folders(patches):
+        undone, reverse_failure = _result(tree, folder, reverse=True)
+        if undone is not None:
+            allowed.update(touched(folder))
+            continue
+        changed, failure = _result(tree, folder, reverse=False)
+        if changed is None:
+            _refuse_dirty(tree, allowed)
+            raise SetupError(_misfit(tree, folder, failure, reverse_failure))
+        content.update(changed)
+    _refuse_dirty(tree, allowed)
+    _install(tree, content, patches)
+    return APPLIED if content else ALREADY
 
-    _refuse_dirty(tree, patches, allowed=set(overlay(patches)))
-    content, failure = _result(tree, patches, reverse=False)
-    if content is None and any((tree / path).exists() for path in overlay(patches)):
-        raise SetupError(
+
+def _misfit(tree: Path, patches: Path, failure: str, reverse_failure: str) -> str:
+    if any((tree / path).exists() for path in overlay(patches)):
+        return (
             f"{tree}: was patched before and does not match patches/ any more: {reverse_failure};"
             " start from an unpatched tree"
         )
-    if content is None:
-        raise SetupError(
-            f"{tree}: {failure}; patches/ is written for llama.cpp {COMMIT}, so this is another"
-            " version or has changes of its own"
-        )
-    _install(tree, content, patches)
-    return APPLIED
+    return (
+        f"{tree}: {failure}; patches/ is written for llama.cpp {COMMIT}, so this is another"
+        " version or has changes of its own"
+    )
 
 
 def _result(tree: Path, patches: Path, *, reverse: bool) -> tuple[dict[Path, bytes] | None, str]:
@@ -132,11 +161,12 @@ def _tried(tree: Path, order: list[Path], *, reverse: bool) -> tuple[dict[Path, 
             )
             if result.returncode != 0:
                 lines = result.stderr.strip().splitlines() or ["git apply failed"]
-                return None, f"{patch.name} does not apply ({lines[0].removeprefix('error: ')})"
+                name = f"{patch.parent.name}/{patch.name}"
+                return None, f"{name} does not apply ({lines[0].removeprefix('error: ')})"
         return {path: (root / path).read_bytes() for path in files}, ""
 
 
-def _refuse_dirty(tree: Path, patches: Path, allowed: set[Path]) -> None:
+def _refuse_dirty(tree: Path, allowed: set[Path]) -> None:
     if not (tree / ".git").exists():
         return
     result = subprocess.run(
@@ -158,8 +188,7 @@ def _refuse_dirty(tree: Path, patches: Path, allowed: set[Path]) -> None:
 
 def _install(tree: Path, content: dict[Path, bytes], patches: Path) -> None:
     wanted = dict(content)
-    for relative in overlay(patches):
-        wanted[relative] = (patches / "files" / relative).read_bytes()
+    wanted.update({relative: path.read_bytes() for relative, path in overlay(patches).items()})
     for relative, data in wanted.items():
         path = tree / relative
         # An unchanged file keeps its time stamp, and the build its objects.

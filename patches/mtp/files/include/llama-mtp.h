@@ -7,10 +7,9 @@
 
 #include "llama.h"
 
-// A model path may end in a fragment that names a part of a merged file. It lets every place that passes a model
+// A model path may end in this, for the drafter that is embedded in the file. It lets every place that passes a model
 // around by its path (fitting to memory, the draft model's parameters) reach the drafter.
-#define LLAMA_MTP_FRAGMENT_DRAFTER "#mtp" // the embedded drafter, as a model of its own
-#define LLAMA_MTP_FRAGMENT_WHOLE   "#all" // base and drafter tensors under their stored names
+#define LLAMA_MTP_FRAGMENT_DRAFTER "#mtp"
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,7 +18,8 @@ extern "C" {
     // true if the file is a GGUF that carries an embedded drafter; false for anything else, unreadable files included
     LLAMA_API bool llama_mtp_file_has_heads(const char * path_model);
 
-    // the --spec-type that runs the drafter in the file, such as "draft-mtp"; NULL where there is none
+    // the --spec-type that runs the drafter in the file, such as "draft-mtp"; NULL where there is none. The path may end
+    // in the fragment.
     LLAMA_API const char * llama_mtp_file_spec_type(const char * path_model);
 
     // load the drafter embedded in a merged file; returns NULL on failure, as llama_model_load_from_file() does

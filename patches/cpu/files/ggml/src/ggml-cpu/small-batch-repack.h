@@ -4,7 +4,7 @@
 // Q4_K, on processors with AVX2.
 //
 // Upstream unpacks the weights anew for each of up to three rows, and takes a kernel made for many for four. Here a block
-// is unpacked once for up to MTP_REPACK_ROWS rows. Each row goes through the operations of upstream's gemv (integer sums,
+// is unpacked once for up to SMALL_BATCH_ROWS rows. Each row goes through the operations of upstream's gemv (integer sums,
 // which do not hang on their order, then the same multiply-adds), so that a token's result does not depend on how many
 // are verified.
 //
@@ -16,16 +16,19 @@
 #include <utility>
 #include <vector>
 
-constexpr int MTP_REPACK_PREFETCH = 4096; // bytes of weights
+// Without linkage: builds for several CPUs in one process must not share kernels.
+namespace {
+
+constexpr int SMALL_BATCH_PREFETCH = 4096; // bytes of weights
 
 #if defined(__AVX512VL__)
-constexpr int MTP_REPACK_ROWS = 8; // at once, as there are registers
+constexpr int SMALL_BATCH_ROWS = 8; // at once, as there are registers
 #else
-constexpr int MTP_REPACK_ROWS = 4;
+constexpr int SMALL_BATCH_ROWS = 4;
 #endif
 
 // Vectors of one group of eight columns, or of two side by side.
-struct mtp_vector_256 {
+struct small_batch_vector_256 {
     static constexpr int GROUPS = 1;
     using ints   = __m256i;
     using floats = __m256;
@@ -80,7 +83,7 @@ struct mtp_vector_256 {
 };
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-struct mtp_vector_512 {
+struct small_batch_vector_512 {
     static constexpr int GROUPS = 2;
     using ints   = __m512i;
     using floats = __m512;
@@ -121,26 +124,26 @@ struct mtp_vector_512 {
 #endif
 
 // What the kernels need of the activations besides their bytes, [block][row].
-struct mtp_row_sums {
+struct small_batch_row_sums {
     std::vector<float>   scales;
     std::vector<int32_t> sums; // of Q4_0 times -8, of Q4_K two of 32 activations a word
 };
 
 // The kernels of a type of blocks, and whether there are any.
-template <typename BLOCK> struct mtp_interleaved { static constexpr bool KNOWN = false; };
+template <typename BLOCK> struct small_batch_interleaved { static constexpr bool KNOWN = false; };
 
-template <> struct mtp_interleaved<block_q4_0> {
+template <> struct small_batch_interleaved<block_q4_0> {
     static constexpr bool KNOWN     = true;
     static constexpr int  MOST_ROWS = 64;
     using weights     = block_q4_0x8;
     using activations = block_q8_0;
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-    using vector      = mtp_vector_512;
+    using vector      = small_batch_vector_512;
 #else
-    using vector      = mtp_vector_256;
+    using vector      = small_batch_vector_256;
 #endif
 
-    static void prepare(int n_rows, int n_blocks, const activations * a, mtp_row_sums & out) {
+    static void prepare(int n_rows, int n_blocks, const activations * a, small_batch_row_sums & out) {
         out.scales.resize(n_rows * n_blocks);
         out.sums.resize(n_rows * n_blocks);
         for (int i = 0; i < n_blocks; ++i) {
@@ -155,7 +158,7 @@ template <> struct mtp_interleaved<block_q4_0> {
     }
 
     template <typename V, int ROWS>
-    static void apply(int n_blocks, const activations * GGML_RESTRICT a, const mtp_row_sums & rows, const weights * GGML_RESTRICT b, float * GGML_RESTRICT c, size_t ldc) {
+    static void apply(int n_blocks, const activations * GGML_RESTRICT a, const small_batch_row_sums & rows, const weights * GGML_RESTRICT b, float * GGML_RESTRICT c, size_t ldc) {
         const size_t next = n_blocks * sizeof(weights);
         const auto   low  = V::bytes(0x0F);
         const auto   sign = V::bytes((char) 0x88);
@@ -166,7 +169,7 @@ template <> struct mtp_interleaved<block_q4_0> {
         for (int i = 0; i < n_blocks; ++i) {
             for (int g = 0; g < V::GROUPS; ++g) {
                 for (size_t at = 0; at < sizeof(weights); at += 64) {
-                    _mm_prefetch((const char *)(b + i) + g * next + MTP_REPACK_PREFETCH + at, _MM_HINT_T1);
+                    _mm_prefetch((const char *)(b + i) + g * next + SMALL_BATCH_PREFETCH + at, _MM_HINT_T1);
                 }
             }
             typename V::ints w[2][4];
@@ -190,17 +193,17 @@ template <> struct mtp_interleaved<block_q4_0> {
     }
 };
 
-template <> struct mtp_interleaved<block_q4_K> {
+template <> struct small_batch_interleaved<block_q4_K> {
     static constexpr bool KNOWN     = true;
     static constexpr int  MOST_ROWS = 16; // more are faster in upstream's kernel
     using weights     = block_q4_Kx8;
     using activations = block_q8_K;
-    using vector      = mtp_vector_256;
+    using vector      = small_batch_vector_256;
 
     static constexpr int SUBBLOCKS = QK_K / 32;
     static constexpr int WORDS     = SUBBLOCKS / 2; // of two sums of 32 each, by block and row
 
-    static void prepare(int n_rows, int n_blocks, const activations * a, mtp_row_sums & out) {
+    static void prepare(int n_rows, int n_blocks, const activations * a, small_batch_row_sums & out) {
         out.scales.resize(n_rows * n_blocks);
         out.sums.resize(n_rows * n_blocks * WORDS);
         for (int i = 0; i < n_blocks; ++i) {
@@ -224,7 +227,7 @@ template <> struct mtp_interleaved<block_q4_K> {
     }
 
     template <typename V, int ROWS>
-    static void apply(int n_blocks, const activations * GGML_RESTRICT a, const mtp_row_sums & rows, const weights * GGML_RESTRICT b, float * GGML_RESTRICT c, size_t ldc) {
+    static void apply(int n_blocks, const activations * GGML_RESTRICT a, const small_batch_row_sums & rows, const weights * GGML_RESTRICT b, float * GGML_RESTRICT c, size_t ldc) {
         static_assert(V::GROUPS == 1, "scales and minima of eight columns");
         const __m256i low = _mm256_set1_epi8(0x0F);
         const __m128i of_columns[2] = { // a column's scale beside each of its four sums
@@ -241,7 +244,7 @@ template <> struct mtp_interleaved<block_q4_K> {
 
             for (int pair = 0; pair < WORDS; ++pair) { // of subblocks, which share bytes
                 for (size_t at = 0; at < sizeof(weights) / WORDS; at += 64) {
-                    _mm_prefetch((const char *)(b + i) + pair * (sizeof(weights) / WORDS) + MTP_REPACK_PREFETCH + at, _MM_HINT_T1);
+                    _mm_prefetch((const char *)(b + i) + pair * (sizeof(weights) / WORDS) + SMALL_BATCH_PREFETCH + at, _MM_HINT_T1);
                 }
                 const __m128i six[2] = { scales_and_minima(b[i].scales + 24 * pair), scales_and_minima(b[i].scales + 24 * pair + 12) };
                 mins[pair] = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(six[0], six[1]));
@@ -285,12 +288,12 @@ template <> struct mtp_interleaved<block_q4_K> {
 
 // Some rows, what the kernels need of them, and the kernels for so many: of as many columns as fit a vector, and of eight.
 template <typename KERNEL>
-struct mtp_repack_part {
-    using function = void (*)(int, const typename KERNEL::activations *, const mtp_row_sums &, const typename KERNEL::weights *, float *, size_t);
+struct small_batch_part {
+    using function = void (*)(int, const typename KERNEL::activations *, const small_batch_row_sums &, const typename KERNEL::weights *, float *, size_t);
 
     const typename KERNEL::activations * a;
     float *                              c;
-    mtp_row_sums                         sums;
+    small_batch_row_sums                         sums;
     function                             wide;
     function                             narrow;
 
@@ -301,16 +304,16 @@ struct mtp_repack_part {
     }
 
     void prepare(int n_rows, int n_blocks) {
-        wide   = of<typename KERNEL::vector>(n_rows, std::make_integer_sequence<int, MTP_REPACK_ROWS>{});
-        narrow = of<mtp_vector_256>(n_rows, std::make_integer_sequence<int, MTP_REPACK_ROWS>{});
+        wide   = of<typename KERNEL::vector>(n_rows, std::make_integer_sequence<int, SMALL_BATCH_ROWS>{});
+        narrow = of<small_batch_vector_256>(n_rows, std::make_integer_sequence<int, SMALL_BATCH_ROWS>{});
         KERNEL::prepare(n_rows, n_blocks, a, sums);
     }
 };
 
 // The product of `op`; false where upstream is to do it.
 template <typename BLOCK, int64_t INTER_SIZE, int64_t NB_COLS, ggml_type PARAM_TYPE>
-static bool mtp_small_batch_repack(ggml_compute_params * params, ggml_tensor * op) {
-    using kernel = mtp_interleaved<BLOCK>;
+static bool small_batch_repack(ggml_compute_params * params, ggml_tensor * op) {
+    using kernel = small_batch_interleaved<BLOCK>;
     if constexpr (kernel::KNOWN && INTER_SIZE == 8 && NB_COLS == 8) {
         const ggml_tensor * weights = op->src[0];
         const ggml_tensor * rows    = op->src[1];
@@ -329,10 +332,10 @@ static bool mtp_small_batch_repack(ggml_compute_params * params, ggml_tensor * o
         }
         ggml_barrier(params->threadpool);
 
-        const int    n_parts  = (n_rows + MTP_REPACK_ROWS - 1) / MTP_REPACK_ROWS;
+        const int    n_parts  = (n_rows + SMALL_BATCH_ROWS - 1) / SMALL_BATCH_ROWS;
         const int    per_part = (n_rows + n_parts - 1) / n_parts;
         const size_t ldc      = op->nb[1] / sizeof(float);
-        static thread_local std::vector<mtp_repack_part<kernel>> parts;
+        static thread_local std::vector<small_batch_part<kernel>> parts;
         parts.resize(n_parts);
         for (int p = 0; p < n_parts; ++p) {
             const int first = p * per_part;
@@ -362,10 +365,12 @@ static bool mtp_small_batch_repack(ggml_compute_params * params, ggml_tensor * o
     return false;
 }
 
+} // namespace
+
 #else
 
 template <typename BLOCK, int64_t INTER_SIZE, int64_t NB_COLS, ggml_type PARAM_TYPE>
-static bool mtp_small_batch_repack(ggml_compute_params *, ggml_tensor *) {
+static bool small_batch_repack(ggml_compute_params *, ggml_tensor *) {
     return false;
 }
 

@@ -10,7 +10,7 @@
 #endif
 
 // y = gelu(x) * g for as many of the `n` values as make whole vectors; returns how many that are.
-inline static int mtp_geglu_f32(const int n, float * y, const float * x, const float * g, const ggml_fp16_t * table) {
+inline static int vec_geglu_f32(const int n, float * y, const float * x, const float * g, const ggml_fp16_t * table) {
     int i = 0;
 #if defined(__AVX2__) && defined(__F16C__)
     const __m256  top  = _mm256_set1_ps(10.0f);

@@ -10,7 +10,10 @@
 #include <cstdint>
 #include <cstring>
 
-inline float mtp_tanh(float x) {
+// Without linkage: builds for several CPUs in one process must not share it.
+namespace {
+
+inline float tanh_f32(float x) {
     const float size   = std::fabs(x);
     const float square = x*x;
 
@@ -21,11 +24,14 @@ inline float mtp_tanh(float x) {
     small = small*square - 3.333332925e-01f;
     small = small*square*size + size;
 
-    // e^2x = 2^n e^r with |r| <= ln(2)/2; adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits
+    // e^2x = 2^n e^r with |r| <= ln(2)/2; adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, where
+    // options for inexact floating point cannot fold it away
     const float twice   = 2.0f*(size > 9.02f ? 9.02f : size);
     const float shifted = twice*1.442695041f + 12582912.0f;
-    const float n       = shifted - 12582912.0f;
-    const float r       = (twice - n*0.693359375f) + n*2.121944400e-04f; // ln(2) in two parts
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    const float n = (float) (int32_t) (bits - 0x4b400000u); // less those of 1.5 * 2^23
+    const float r = (twice - n*0.693359375f) + n*2.121944400e-04f; // ln(2) in two parts
 
     float power = 1.394110957e-03f;
     power = power*r + 8.363175256e-03f;
@@ -34,12 +40,12 @@ inline float mtp_tanh(float x) {
     power = power*r + 5.000000027e-01f;
     power = power*r*r + r + 1.0f;
 
-    int32_t bits;
-    std::memcpy(&bits, &shifted, sizeof(bits));
-    bits = (int32_t) ((uint32_t) bits << 23) + 0x3f800000; // 2^n
+    bits = (bits << 23) + 0x3f800000u; // 2^n
     float scale;
     std::memcpy(&scale, &bits, sizeof(scale));
     const float large = 1.0f - 2.0f/(power*scale + 1.0f);
 
     return std::copysign(size < 0.625f ? small : large, x);
 }
+
+} // namespace

@@ -3,8 +3,9 @@
 #include "json.h"
 #include "log.h"
 
+#include "ggml.h"
+
 #include <cstdio>
-#include <fstream>
 
 void common_mtp_stats::verified(size_t n_draft, size_t n_accept) {
     n_rounds++;
@@ -49,11 +50,11 @@ bool common_mtp_stats::write(const common_params & params, const char * program)
         fputs(text.c_str(), stdout);
         return true;
     }
-    std::ofstream file(path);
-    file << text;
-    file.close();
-    if (!file) {
+    FILE * file = ggml_fopen(path.c_str(), "w"); // the path is UTF-8, on Windows too
+    bool ok = file != nullptr && fputs(text.c_str(), file) >= 0;
+    ok = file != nullptr && fclose(file) == 0 && ok;
+    if (!ok) {
         LOG_ERR("%s: cannot write the statistics to '%s'\n", program, path.c_str());
     }
-    return !!file;
+    return ok;
 }

@@ -8,10 +8,8 @@
 #include "gguf.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -64,21 +62,149 @@ bool mtp_is_merged(const gguf_context * meta) {
     return true;
 }
 
-// The tail layout: a base, a complete drafter GGUF, and this at the very end of the file.
-struct mtp_footer {
-    char     magic[8];
-    uint64_t base_bytes;
-    uint64_t heads_offset;
-    uint64_t heads_bytes;
-    uint8_t  sha256[32]; // for gguf-mtp: reading all of the heads twice would make loading slower
-    uint32_t version;
-    uint32_t crc32;      // of all before
+using mtp_file = std::unique_ptr<FILE, int (*)(FILE *)>;
+
+// paths are UTF-8, on Windows too; nullptr where the file cannot be read
+mtp_file mtp_open(const std::string & path) {
+    return { ggml_fopen(path.c_str(), "rb"), fclose };
+}
+
+bool mtp_seek(FILE * file, int64_t offset, int whence) {
+#ifdef _WIN32
+    return _fseeki64(file, offset, whence) == 0;
+#else
+    return fseeko(file, offset, whence) == 0;
+#endif
+}
+
+// -1 where it is not known
+int64_t mtp_size(FILE * file) {
+    if (!mtp_seek(file, 0, SEEK_END)) {
+        return -1;
+    }
+#ifdef _WIN32
+    return _ftelli64(file);
+#else
+    return ftello(file);
+#endif
+}
+
+bool mtp_read_at(FILE * file, int64_t offset, void * data, size_t n) {
+    return mtp_seek(file, offset, SEEK_SET) && fread(data, 1, n, file) == n;
+}
+
+// Reads a file in large pieces, and skips what nobody asks for.
+struct mtp_reader {
+    FILE * file;
+
+    std::vector<char> piece = std::vector<char>(1 << 18);
+    size_t begin = 0;
+    size_t end   = 0;
+
+    bool read(void * data, size_t n) {
+        char * dst = (char *) data;
+        while (n > 0) {
+            if (begin == end) {
+                begin = 0;
+                end   = fread(piece.data(), 1, piece.size(), file);
+                if (end == 0) {
+                    return false;
+                }
+            }
+            const size_t here = std::min(n, end - begin);
+            std::memcpy(dst, piece.data() + begin, here);
+            begin += here;
+            dst   += here;
+            n     -= here;
+        }
+        return true;
+    }
+
+    template <typename T> bool read(T & value) { return read(&value, sizeof(value)); }
+
+    bool skip(uint64_t n) {
+        const size_t here = std::min<uint64_t>(n, end - begin);
+        begin += here;
+        n     -= here;
+        return n == 0 || (n <= INT64_MAX && mtp_seek(file, (int64_t) n, SEEK_CUR));
+    }
 };
-static_assert(sizeof(mtp_footer) == 72, "as the file has it");
+
+// bytes of a value, 0 where they differ from one to the next
+uint64_t mtp_value_size(uint32_t type) {
+    switch (type) {
+        case GGUF_TYPE_UINT8:  case GGUF_TYPE_INT8:  case GGUF_TYPE_BOOL:    return 1;
+        case GGUF_TYPE_UINT16: case GGUF_TYPE_INT16:                         return 2;
+        case GGUF_TYPE_UINT32: case GGUF_TYPE_INT32: case GGUF_TYPE_FLOAT32: return 4;
+        case GGUF_TYPE_UINT64: case GGUF_TYPE_INT64: case GGUF_TYPE_FLOAT64: return 8;
+        default:                                                             return 0;
+    }
+}
+
+// Whether a GGUF has a key, without reading its header into memory, which takes a tenth of a second for the vocabulary
+// of Gemma. False for what is not a GGUF; a header that is inconsistent is left to the loader, which says so.
+bool mtp_file_has_key(const std::string & path, const std::string & key) {
+    const mtp_file file = mtp_open(path);
+    if (!file) {
+        return false;
+    }
+    mtp_reader in { file.get() };
+
+    char     magic[4];
+    uint32_t version;
+    uint64_t n_tensors, n_kv;
+    if (!in.read(magic) || std::memcmp(magic, GGUF_MAGIC, sizeof(magic)) != 0 ||
+        !in.read(version) || !in.read(n_tensors) || !in.read(n_kv)) {
+        return false;
+    }
+    std::string name;
+    for (uint64_t i = 0; i < n_kv; ++i) {
+        uint64_t size;
+        uint32_t type;
+        if (!in.read(size)) {
+            return false;
+        }
+        name.resize(size == key.size() ? size : 0);
+        if (!(name.empty() ? in.skip(size) : in.read(&name[0], size)) || !in.read(type)) {
+            return false;
+        }
+        if (name == key) {
+            return true;
+        }
+        uint64_t n = 1;
+        if (type == GGUF_TYPE_ARRAY && (!in.read(type) || !in.read(n))) {
+            return false;
+        }
+        const uint64_t value = mtp_value_size(type);
+        if (value > 0 ? n > UINT64_MAX/value || !in.skip(n*value) : type != GGUF_TYPE_STRING) {
+            return false;
+        }
+        for (uint64_t k = 0; value == 0 && k < n; ++k) {
+            if (!in.read(size) || !in.skip(size)) {
+                return false;
+            }
+        }
+    }
+    return false;
+}
+
+// The tail layout: a base, a complete drafter GGUF, and a footer at the very end of the file, little-endian:
+// magic[8], base_bytes u64, heads_offset u64, heads_bytes u64, sha256[32], version u32, crc32 u32 of all before.
+// The sha256 is for gguf-mtp: reading all of the heads twice would make loading slower.
+const size_t MTP_FOOTER_SIZE = 72;
+const size_t MTP_FOOTER_CRC  = MTP_FOOTER_SIZE - sizeof(uint32_t);
 
 const char * const MTP_FOOTER_MAGIC = "GGUF-MTP";
 
 const uint64_t MTP_PAGE = 4096;
+
+uint64_t mtp_little_endian(const uint8_t * bytes, size_t n) {
+    uint64_t value = 0;
+    for (size_t i = 0; i < n; ++i) {
+        value |= (uint64_t) bytes[i] << 8*i;
+    }
+    return value;
+}
 
 uint32_t mtp_crc32(const void * data, size_t n) {
     uint32_t crc = 0xffffffffu;
@@ -98,17 +224,18 @@ struct mtp_window {
 };
 
 mtp_window mtp_find_tail(const std::string & path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    const auto size = file.tellg();
-    if (!file || size < (std::streamoff) sizeof(mtp_footer)) {
+    const mtp_file file = mtp_open(path);
+    const int64_t  size = file ? mtp_size(file.get()) : -1;
+    uint8_t footer[MTP_FOOTER_SIZE];
+    if (size < (int64_t) sizeof(footer) || !mtp_read_at(file.get(), size - sizeof(footer), footer, sizeof(footer)) ||
+        std::memcmp(footer, MTP_FOOTER_MAGIC, std::strlen(MTP_FOOTER_MAGIC)) != 0) {
         return {};
     }
-    mtp_footer footer;
-    file.seekg(-(std::streamoff) sizeof(footer), std::ios::end);
-    file.read((char *) &footer, sizeof(footer));
-    if (!file || std::memcmp(footer.magic, MTP_FOOTER_MAGIC, sizeof(footer.magic)) != 0) {
-        return {};
-    }
+    const uint64_t base_bytes   = mtp_little_endian(footer + 8,  8);
+    const uint64_t heads_offset = mtp_little_endian(footer + 16, 8);
+    const uint64_t heads_bytes  = mtp_little_endian(footer + 24, 8);
+    const uint64_t version      = mtp_little_endian(footer + 64, 4);
+    const uint64_t crc32        = mtp_little_endian(footer + MTP_FOOTER_CRC, 4);
 
     auto require = [&](bool ok, const char * what) {
         if (!ok) {
@@ -116,18 +243,17 @@ mtp_window mtp_find_tail(const std::string & path) {
         }
     };
     const uint64_t room = (uint64_t) size - sizeof(footer);
-    require(footer.crc32 == mtp_crc32(&footer, offsetof(mtp_footer, crc32)), "wrong checksum");
-    require(footer.version == MTP_FORMAT_VERSION, "another version, which needs other MTP patches");
-    require(footer.heads_offset <= room && footer.heads_bytes == room - footer.heads_offset, "the heads do not end where it begins");
-    require(footer.heads_offset % MTP_PAGE == 0 && footer.base_bytes <= footer.heads_offset &&
-            footer.heads_offset - footer.base_bytes < MTP_PAGE, "the heads do not begin at the page behind the base");
+    require(crc32 == mtp_crc32(footer, MTP_FOOTER_CRC), "wrong checksum");
+    require(version == MTP_FORMAT_VERSION, "another version, which needs other MTP patches");
+    require(heads_offset <= room && heads_bytes == room - heads_offset, "the heads do not end where it begins");
+    require(heads_offset % MTP_PAGE == 0 && base_bytes <= heads_offset && heads_offset - base_bytes < MTP_PAGE,
+            "the heads do not begin at the page behind the base");
 
-    std::vector<char> padding(footer.heads_offset - footer.base_bytes);
-    file.seekg((std::streamoff) footer.base_bytes);
-    file.read(padding.data(), padding.size());
-    require(file && std::all_of(padding.begin(), padding.end(), [](char c) { return c == 0; }), "the padding before the heads is not zero");
+    std::vector<char> padding(heads_offset - base_bytes);
+    require(mtp_read_at(file.get(), base_bytes, padding.data(), padding.size()) &&
+            std::all_of(padding.begin(), padding.end(), [](char c) { return c == 0; }), "the padding before the heads is not zero");
 
-    return { footer.heads_offset, room };
+    return { heads_offset, room };
 }
 
 void mtp_forget_tensors(llama_model_loader & ml) {
@@ -144,13 +270,8 @@ void mtp_add_tensor(llama_model_loader & ml, const llama_model_loader::llama_ten
 
 // the GGUF header at an offset of a file, nullptr where there is none
 gguf_context * mtp_read_meta(const char * path, uint64_t offset, ggml_context ** ctx) {
-    const std::unique_ptr<FILE, int (*)(FILE *)> file(ggml_fopen(path, "rb"), fclose);
-#ifdef _WIN32
-    const bool found = file && _fseeki64(file.get(), offset, SEEK_SET) == 0;
-#else
-    const bool found = file && fseeko(file.get(), offset, SEEK_SET) == 0;
-#endif
-    return found ? gguf_init_from_file_ptr(file.get(), { /*.no_alloc =*/ true, /*.ctx =*/ ctx }) : nullptr;
+    const mtp_file file = mtp_open(path);
+    return file && mtp_seek(file.get(), offset, SEEK_SET) ? gguf_init_from_file_ptr(file.get(), { /*.no_alloc =*/ true, /*.ctx =*/ ctx }) : nullptr;
 }
 
 // whether a tensor is in a file, or in one of the parts of which that is the first
@@ -272,15 +393,20 @@ gguf_context_ptr mtp_drafter_metadata(const gguf_context * meta) {
 } // namespace
 
 llama_mtp_source::llama_mtp_source(const std::string & name) : path(name) {
-    auto cut = [&](const char * fragment, part_t p) {
-        const size_t n = std::strlen(fragment);
-        if (name.size() > n && name.compare(name.size() - n, n, fragment) == 0 && !std::ifstream(name).good()) {
-            path.resize(name.size() - n);
+    auto cut = [&](const std::string & mark, part_t p) {
+        if (name.size() > mark.size() && name.compare(name.size() - mark.size(), mark.size(), mark) == 0) {
+            path.resize(name.size() - mark.size());
             part = p;
         }
     };
-    cut(LLAMA_MTP_FRAGMENT_DRAFTER, DRAFTER);
-    cut(LLAMA_MTP_FRAGMENT_WHOLE,   WHOLE);
+    cut(whole(""), WHOLE);
+    if (part != WHOLE && !mtp_open(name)) {
+        cut(LLAMA_MTP_FRAGMENT_DRAFTER, DRAFTER);
+    }
+}
+
+std::string llama_mtp_source::whole(const std::string & path) {
+    return path + '\0';
 }
 
 void llama_mtp_source::narrow(llama_model_loader & ml) const {
@@ -292,6 +418,10 @@ void llama_mtp_source::narrow(llama_model_loader & ml) const {
             }
             mtp_load_tail(ml, path, tail);
             mtp_use_drafter(ml);
+        }
+        if (part == WHOLE && mtp_find_tail(path).end != 0) {
+            throw std::runtime_error(format("%s: the MTP heads appended to it would be lost; take them off with `gguf-mtp detach`, "
+                        "or merge with `gguf-mtp convert --layout inline`", path.c_str()));
         }
         return;
     }
@@ -321,25 +451,25 @@ void llama_mtp_source::narrow(llama_model_loader & ml) const {
 const char * llama_mtp_file_spec_type(const char * path_model) {
     const char * const unreadable = "draft-mtp"; // loading what is in the file will say what is wrong
 
+    const std::string path = llama_mtp_source(path_model).path;
     mtp_window tail;
     try {
-        tail = mtp_find_tail(path_model);
+        tail = mtp_find_tail(path);
     } catch (const std::exception &) {
         return unreadable;
     }
     const bool is_tail = tail.end > 0;
-    const gguf_context_ptr meta { is_tail ? mtp_read_meta(path_model, tail.begin, nullptr) :
-            std::ifstream(path_model).good() ? gguf_init_from_file(path_model, { /*.no_alloc =*/ true, /*.ctx =*/ nullptr }) : nullptr };
-    if (!is_tail && (!meta || gguf_find_key(meta.get(), MTP_KEY_VERSION) < 0)) {
+    if (!is_tail && !mtp_file_has_key(path, MTP_KEY_VERSION)) {
         return nullptr;
     }
+    const gguf_context_ptr meta { mtp_read_meta(path.c_str(), tail.begin, nullptr) };
     if (!meta) {
-        return unreadable;
+        return is_tail ? unreadable : nullptr;
     }
 
     const std::string prefix = is_tail ? "" : MTP_PREFIX;
     const auto * family = llama_mtp_find_family(mtp_get_string(meta.get(), prefix + "general.architecture"),
-            [&](const char * name) { return mtp_has_tensor(path_model, meta.get(), prefix + name); });
+            [&](const char * name) { return mtp_has_tensor(path, meta.get(), prefix + name); });
     return family ? family->spec_type : unreadable;
 }
 

@@ -2,7 +2,7 @@
 
 // Products with a few rows of activations, for weights that stand as in the file and on processors with AVX2: Q6_K and
 // Q5_K, of which there is no interleaved form there. Upstream unpacks the weights anew for every row. Here a block is
-// unpacked once for up to MTP_PLAIN_ROWS rows, each of which goes through the operations of upstream's dot product (integer
+// unpacked once for up to SMALL_BATCH_ROWS rows, each of which goes through the operations of upstream's dot product (integer
 // sums, which do not hang on their order, then the same multiply-adds on the same lanes).
 //
 // Included by ggml-cpu.c.
@@ -10,30 +10,30 @@
 #if defined(__AVX2__) && defined(__FMA__)
 
 #if defined(__GNUC__) || defined(__clang__)
-#define MTP_PLAIN_INLINE static inline __attribute__((always_inline))
+#define SMALL_BATCH_INLINE static inline __attribute__((always_inline))
 #else
-#define MTP_PLAIN_INLINE static __forceinline
+#define SMALL_BATCH_INLINE static __forceinline
 #endif
 
-#define MTP_PLAIN_MOST_ROWS 12 // in all: more are faster in upstream's tiles
+#define SMALL_BATCH_MOST_ROWS 12 // in all: more are faster in upstream's tiles
 
 #if defined(__AVX512VL__)
-#define MTP_PLAIN_ROWS 8 // at once, as there are registers
+#define SMALL_BATCH_ROWS 8 // at once, as there are registers
 #else
-#define MTP_PLAIN_ROWS 4
+#define SMALL_BATCH_ROWS 4
 #endif
 
 // One row of weights by `rows` rows of activations, n_blocks each; the results are `stride` floats apart.
-typedef void (*mtp_plain_kernel)(int n_blocks, const void * weights, const block_q8_K * a, float * out, size_t stride);
+typedef void (*small_batch_kernel)(int n_blocks, const void * weights, const block_q8_K * a, float * out, size_t stride);
 
-MTP_PLAIN_INLINE float mtp_sum_of_lanes(__m256 x) {
+SMALL_BATCH_INLINE float small_batch_sum_of_lanes(__m256 x) {
     __m128 sum = _mm_add_ps(_mm256_extractf128_ps(x, 1), _mm256_castps256_ps128(x));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
 // sums[r] += the products of 32 weights and the activations at 32 * part of each row, times `scale`
-MTP_PLAIN_INLINE void mtp_add_products(const int rows, __m256i * sums, __m256i w, __m256i scale, const block_q8_K * a, int n_blocks, int part) {
+SMALL_BATCH_INLINE void small_batch_add_products(const int rows, __m256i * sums, __m256i w, __m256i scale, const block_q8_K * a, int n_blocks, int part) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
         const __m256i x = _mm256_loadu_si256((const __m256i *)(a[r * n_blocks].qs + 32 * part));
@@ -41,11 +41,11 @@ MTP_PLAIN_INLINE void mtp_add_products(const int rows, __m256i * sums, __m256i w
     }
 }
 
-MTP_PLAIN_INLINE void mtp_plain_q6_K(const int rows, int n_blocks, const block_q6_K * w, const block_q8_K * a, float * out, size_t stride) {
+SMALL_BATCH_INLINE void small_batch_q6_K(const int rows, int n_blocks, const block_q6_K * w, const block_q8_K * a, float * out, size_t stride) {
     const __m256i low  = _mm256_set1_epi8(0x0F);
     const __m256i high = _mm256_set1_epi8(0x30);
 
-    __m256 total[MTP_PLAIN_ROWS];
+    __m256 total[SMALL_BATCH_ROWS];
     for (int r = 0; r < rows; ++r) {
         total[r] = _mm256_setzero_ps();
     }
@@ -53,7 +53,7 @@ MTP_PLAIN_INLINE void mtp_plain_q6_K(const int rows, int n_blocks, const block_q
         const __m128i scales = _mm_loadu_si128((const __m128i *) w->scales);
         const __m256i wide   = _mm256_cvtepi8_epi16(scales);
 
-        __m256i sums[MTP_PLAIN_ROWS]; // less 32 for every weight
+        __m256i sums[SMALL_BATCH_ROWS]; // less 32 for every weight
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
             const __m256i of16 = _mm256_loadu_si256((const __m256i *) a[r * n_blocks].bsums);
@@ -76,7 +76,7 @@ MTP_PLAIN_INLINE void mtp_plain_q6_K(const int rows, int n_blocks, const block_q
                 const char    at    = 8 * half + 2 * k;
                 const __m128i pick  = _mm_set_epi64x(0x0101010101010101 * (at + 1), 0x0101010101010101 * at);
                 const __m256i scale = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, pick));
-                mtp_add_products(rows, sums, bytes[k], scale, a, n_blocks, 4 * half + k);
+                small_batch_add_products(rows, sums, bytes[k], scale, a, n_blocks, 4 * half + k);
             }
         }
         const float d = GGML_CPU_FP16_TO_FP32(w->d);
@@ -86,16 +86,16 @@ MTP_PLAIN_INLINE void mtp_plain_q6_K(const int rows, int n_blocks, const block_q
         }
     }
     for (int r = 0; r < rows; ++r) {
-        out[r * stride] = mtp_sum_of_lanes(total[r]);
+        out[r * stride] = small_batch_sum_of_lanes(total[r]);
     }
 }
 
-MTP_PLAIN_INLINE void mtp_plain_q5_K(const int rows, int n_blocks, const block_q5_K * w, const block_q8_K * a, float * out, size_t stride) {
+SMALL_BATCH_INLINE void small_batch_q5_K(const int rows, int n_blocks, const block_q5_K * w, const block_q8_K * a, float * out, size_t stride) {
     const __m256i low  = _mm256_set1_epi8(0x0F);
     const __m256i fifth = _mm256_set1_epi8(0x10);
 
-    __m256 total[MTP_PLAIN_ROWS];
-    float  minima[MTP_PLAIN_ROWS];
+    __m256 total[SMALL_BATCH_ROWS];
+    float  minima[SMALL_BATCH_ROWS];
     for (int r = 0; r < rows; ++r) {
         total[r]  = _mm256_setzero_ps();
         minima[r] = 0.0f;
@@ -112,7 +112,7 @@ MTP_PLAIN_INLINE void mtp_plain_q5_K(const int rows, int n_blocks, const block_q
         const __m256i scales = _mm256_permute4x64_epi64(both, 0x44);
         const __m128i mins   = _mm256_extracti128_si256(both, 1);
 
-        __m256i sums[MTP_PLAIN_ROWS];
+        __m256i sums[SMALL_BATCH_ROWS];
         for (int r = 0; r < rows; ++r) {
             sums[r] = _mm256_setzero_si256();
         }
@@ -126,7 +126,7 @@ MTP_PLAIN_INLINE void mtp_plain_q5_K(const int rows, int n_blocks, const block_q
                 const __m256i high  = _mm256_and_si256(bit < 4 ? _mm256_slli_epi16(h, 4 - bit) : _mm256_srli_epi16(h, bit - 4), fifth);
                 const __m256i bytes = _mm256_or_si256(_mm256_and_si256(part == 0 ? l : _mm256_srli_epi16(l, 4), low), high);
                 const __m256i scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16(2 * bit * 0x0101 + 0x0100));
-                mtp_add_products(rows, sums, bytes, scale, a, n_blocks, bit);
+                small_batch_add_products(rows, sums, bytes, scale, a, n_blocks, bit);
             }
         }
         const float d    = GGML_CPU_FP16_TO_FP32(w->d);
@@ -144,27 +144,27 @@ MTP_PLAIN_INLINE void mtp_plain_q5_K(const int rows, int n_blocks, const block_q
         }
     }
     for (int r = 0; r < rows; ++r) {
-        out[r * stride] = mtp_sum_of_lanes(total[r]) + minima[r];
+        out[r * stride] = small_batch_sum_of_lanes(total[r]) + minima[r];
     }
 }
 
-#define MTP_PLAIN(type, rows) \
-    static void mtp_plain_##type##_##rows(int n_blocks, const void * weights, const block_q8_K * a, float * out, size_t stride) { \
-        mtp_plain_##type(rows, n_blocks, (const block_##type *) weights, a, out, stride); \
+#define SMALL_BATCH_KERNEL(type, rows) \
+    static void small_batch_##type##_##rows(int n_blocks, const void * weights, const block_q8_K * a, float * out, size_t stride) { \
+        small_batch_##type(rows, n_blocks, (const block_##type *) weights, a, out, stride); \
     }
-#define MTP_PLAIN_NAME(type, rows) mtp_plain_##type##_##rows,
-#if MTP_PLAIN_ROWS == 8
-#define MTP_PLAIN_EACH(what, type) what(type, 1) what(type, 2) what(type, 3) what(type, 4) what(type, 5) what(type, 6) what(type, 7) what(type, 8)
+#define SMALL_BATCH_KERNEL_NAME(type, rows) small_batch_##type##_##rows,
+#if SMALL_BATCH_ROWS == 8
+#define SMALL_BATCH_EACH(what, type) what(type, 1) what(type, 2) what(type, 3) what(type, 4) what(type, 5) what(type, 6) what(type, 7) what(type, 8)
 #else
-#define MTP_PLAIN_EACH(what, type) what(type, 1) what(type, 2) what(type, 3) what(type, 4)
+#define SMALL_BATCH_EACH(what, type) what(type, 1) what(type, 2) what(type, 3) what(type, 4)
 #endif
 
-MTP_PLAIN_EACH(MTP_PLAIN, q5_K)
-MTP_PLAIN_EACH(MTP_PLAIN, q6_K)
+SMALL_BATCH_EACH(SMALL_BATCH_KERNEL, q5_K)
+SMALL_BATCH_EACH(SMALL_BATCH_KERNEL, q6_K)
 
-static const mtp_plain_kernel * mtp_plain_kernels(enum ggml_type type) {
-    static const mtp_plain_kernel q5_K[] = { MTP_PLAIN_EACH(MTP_PLAIN_NAME, q5_K) };
-    static const mtp_plain_kernel q6_K[] = { MTP_PLAIN_EACH(MTP_PLAIN_NAME, q6_K) };
+static const small_batch_kernel * small_batch_kernels(enum ggml_type type) {
+    static const small_batch_kernel q5_K[] = { SMALL_BATCH_EACH(SMALL_BATCH_KERNEL_NAME, q5_K) };
+    static const small_batch_kernel q6_K[] = { SMALL_BATCH_EACH(SMALL_BATCH_KERNEL_NAME, q6_K) };
     switch (type) {
         case GGML_TYPE_Q5_K: return q5_K;
         case GGML_TYPE_Q6_K: return q6_K;
@@ -173,11 +173,11 @@ static const mtp_plain_kernel * mtp_plain_kernels(enum ggml_type type) {
 }
 
 // The product of `dst`; false where upstream is to do it.
-static bool mtp_small_batch_plain(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+static bool small_batch_plain(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     const struct ggml_tensor * w = dst->src[0];
     const struct ggml_tensor * a = dst->src[1];
-    const mtp_plain_kernel * kernels = mtp_plain_kernels(w->type);
-    if (kernels == NULL || params->use_ref || a->type != GGML_TYPE_F32 || a->nb[0] != sizeof(float) || a->ne[1] > MTP_PLAIN_MOST_ROWS ||
+    const small_batch_kernel * kernels = small_batch_kernels(w->type);
+    if (kernels == NULL || params->use_ref || a->type != GGML_TYPE_F32 || a->nb[0] != sizeof(float) || a->ne[1] > SMALL_BATCH_MOST_ROWS ||
         a->ne[2] != 1 || a->ne[3] != 1 || w->ne[2] != 1 || w->ne[3] != 1) {
         return false;
     }
@@ -193,7 +193,7 @@ static bool mtp_small_batch_plain(const struct ggml_compute_params * params, str
     }
     ggml_barrier(params->threadpool);
 
-    const int     n_parts  = (n_rows + MTP_PLAIN_ROWS - 1) / MTP_PLAIN_ROWS;
+    const int     n_parts  = (n_rows + SMALL_BATCH_ROWS - 1) / SMALL_BATCH_ROWS;
     const int     per_part = (n_rows + n_parts - 1) / n_parts;
     const int64_t n_chunks = params->nth == 1 ? 1 : MIN(w->ne[1], 8 * params->nth);
     for (int64_t chunk = params->ith; chunk < n_chunks; chunk = ggml_threadpool_chunk_add(params->threadpool, 1)) {
@@ -209,7 +209,7 @@ static bool mtp_small_batch_plain(const struct ggml_compute_params * params, str
 
 #else
 
-static bool mtp_small_batch_plain(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+static bool small_batch_plain(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     GGML_UNUSED(params);
     GGML_UNUSED(dst);
     return false;
