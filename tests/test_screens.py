@@ -143,6 +143,7 @@ def test_help(columns: int) -> None:
             "  base-",
             "  cross",
             "  refer",
+            "  sampled",
         )
         text = "\n".join(line for line in text.splitlines() if not line.startswith(kept))
     assert too_wide(text, columns) == []

@@ -186,7 +186,7 @@ def command(
     L2  the text equals plain one-token-at-a-time greedy decoding
     L3  where L2 breaks, the margin is within the effect of the batch shape
     L4  at --temperature, drawn tokens have the target's distribution
-    sampled-identical  at --temperature, the text of a seed equals its text without drafts
+    sampled-identical  at --temperature, drafts leave the text of a seed as it is
     drafts-exact    every draft is what the heads give for the text before it
     base-identical  the base inside gives the logits of --against, bit for bit
     cross-backend   the logits agree with the CPU's within a stated tolerance
