@@ -125,8 +125,8 @@ def server(bin_dir: Path, *arguments: str | Path, log: Path, slots: int = 1) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # fmt: off
-    command = [str(bin_dir / "llama-server"), *map(str, arguments), *THREADS, "-c", f"{1024*slots}",
-               "-np", str(slots), "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(bin_dir / "llama-server"), *THREADS, "-c", f"{1024*slots}", "-np", str(slots),
+               "--host", "127.0.0.1", "--port", str(port), *map(str, arguments)]
     # fmt: on
     with (
         log.open("w") as out,

@@ -3,6 +3,7 @@
 
     python tools/run_upstream_tests.py              # what `make test-llamacpp` runs
     python tools/run_upstream_tests.py --only test-gguf
+    python tools/run_upstream_tests.py --only llama-server
 
 Exit codes: 0 all passed, 1 a test failed, 2 could not build or run them.
 """
@@ -18,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import patch_llamacpp
-from llamacpp import build, series
+from gguf_mtp.api import convert, split
+from llamacpp import build, series, server_tests
 from llamacpp.operations import write_cases
 from llamacpp.pin import SetupError
 
@@ -72,10 +74,12 @@ TESTS = (
 # Said in the summary: what is about the patches but needs more than this machine has.
 NOT_RUN = {
     "test-arg-parser": "its last part downloads from ggml.ai",
-    "tools/server/tests/unit/test_speculative.py": "its models come from huggingface.co",
+    "tools/server/tests, what needs a model of another kind": "they come from huggingface.co",
     "test-thread-safety, test-state-restore-fragmented": "their model comes from huggingface.co",
 }
 DEADLINE_SECONDS = 1800
+SERVER = "llama-server"
+FIXTURE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "gemma4-tiny"
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         bin_dir = _build(options, chosen)
         results = [run(test, bin_dir, options.backend) for test in chosen]
+        if not options.only or SERVER in options.only:
+            results += run_server_tests(bin_dir, _stock_server(options))
     except (SetupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -116,7 +122,7 @@ def _build(options: argparse.Namespace, tests: list[UpstreamTest]) -> Path:
     backend = build.choose_backend(options.backend)
     out = build.directory(tree, backend, "tests", options.cmake_flag)
     build.configure(tree, out, backend, ("-DLLAMA_BUILD_TESTS=ON", *options.cmake_flag))
-    targets = tuple(dict.fromkeys(test.program for test in tests))
+    targets = tuple(dict.fromkeys([*(test.program for test in tests), SERVER]))
     build.compile_targets(out, targets, options.jobs, "build tests")
     return out / "bin"
 
@@ -155,10 +161,47 @@ def run(test: UpstreamTest, bin_dir: Path, backend: str) -> Result:
     return Result(test.name, state, time.monotonic() - start, detail)
 
 
+def _stock_server(options: argparse.Namespace) -> Path:
+    """Build the unpatched server."""
+    tree = patch_llamacpp.source_tree(None, series.digest(), patch_llamacpp.COMPILER_FIXES)
+    backend = build.choose_backend(options.backend)
+    out = build.directory(tree, backend, "baseline", options.cmake_flag)
+    build.configure(tree, out, backend, tuple(options.cmake_flag))
+    build.compile_targets(out, (SERVER,), options.jobs, "build the stock server")
+    return out / "bin" / SERVER
+
+
+def run_server_tests(bin_dir: Path, stock: Path) -> list[Result]:
+    """The server's tests: what passes with the stock server passes with ours, and with drafts."""
+    tree, program = bin_dir.parent.parent, bin_dir / SERVER
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        merged, base, heads = (Path(scratch) / f"{name}.gguf" for name in ("all", "base", "heads"))
+        convert(FIXTURE / "target", FIXTURE / "drafter", merged, outtype="f32", heads_type="f32")
+        split(merged, base, heads)
+        modes = (
+            server_tests.Mode("patched, no drafts", program, merged, ("--spec-type", "none")),
+            server_tests.Mode("patched, drafts", program, merged, ("--no-spec-draft-auto-depth",)),
+        )
+        before = server_tests.passed(tree, server_tests.Mode("stock", stock, base))
+        if not before:
+            raise SetupError(f"{stock}: none of the server's tests passes")
+        for mode in modes:
+            name = f"tools/server/tests, {mode.name}"
+            print(f"  {name}: what passes with the stock server", file=sys.stderr, flush=True)
+            start = time.monotonic()
+            found, lost = server_tests.lost(tree, before, mode)
+            detail = f"{len(found)} passed, {len(before)} with the stock server"
+            detail += "".join(f"; lost {test}" for test in lost)
+            state = "failed" if lost else "passed"
+            results.append(Result(name, state, time.monotonic() - start, detail))
+    return results
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
-    programs = sorted({test.program for test in TESTS})
+    programs = sorted({SERVER, *(test.program for test in TESTS)})
     add("--only", action="append", choices=programs, help="only this (may be repeated)")
     add("--tree", type=Path, help="a llama.cpp checkout of your own, not the pinned tree")
     add("--backend", default="cpu", help="cpu (default), auto, cuda, metal or vulkan")

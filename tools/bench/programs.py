@@ -72,6 +72,7 @@ class Server:
     """A running llama-server and its log."""
 
     def __init__(self, port: int, log: Path) -> None:
+        self.address = ("127.0.0.1", port)
         self._url = f"http://127.0.0.1:{port}/completion"
         self._log = log
 
