@@ -119,16 +119,20 @@ def test_any_length_of_drafts_gives_the_text(files: Files, on_the_cpu: Output, n
         assert (output.figure("n_accept") > 0) == (n_max != "0")
 
 
-def test_a_tree_without_drafts_is_refused(files: Files) -> None:
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [("--spec-draft-n-max 0", "--spec-draft-n-max"), ("-ub 8 --spec-draft-n-max 16", "-ub")],
+)
+def test_trees_that_cannot_be_are_refused(files: Files, flags: str, named: str) -> None:
     program = programs("exact") / "llama-speculative"
     done = subprocess.run(
-        [program, "-m", files.merged, "-p", PROMPT, "--spec-draft-n-max", "0"],
+        [program, "-m", files.merged, "-p", PROMPT, *flags.split()],
         capture_output=True,
         text=True,
         timeout=HUNG,
     )
     assert done.returncode == 1
-    assert "--spec-draft-n-max" in done.stderr
+    assert named in done.stderr
 
 
 def test_many_slots_draft_at_once(files: Files, tmp_path: Path) -> None:

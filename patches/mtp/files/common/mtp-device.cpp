@@ -19,7 +19,7 @@ static std::string names(const std::vector<ggml_backend_dev_t> & devices) {
     return result.empty() ? "the CPU" : result;
 }
 
-void common_mtp_place_drafter(common_params & params, const llama_model * target) {
+void common_mtp_place_drafter(common_params & params, const llama_model * target, bool quiet) {
     const auto & spec = params.speculative;
     const bool is_mtp = std::find(spec.types.begin(), spec.types.end(), COMMON_SPECULATIVE_TYPE_DRAFT_MTP) != spec.types.end();
 
@@ -42,8 +42,10 @@ void common_mtp_place_drafter(common_params & params, const llama_model * target
         if (has_all || params.no_kv_offload) {
             return;
         }
-        LOG_WRN("%s: the MTP heads read keys and values on %s: drafting there instead of on %s\n", __func__,
-                names(devices).c_str(), names(given).c_str());
+        if (!quiet) {
+            LOG_WRN("%s: the MTP heads read keys and values on %s: drafting there instead of on %s\n", __func__,
+                    names(devices).c_str(), names(given).c_str());
+        }
     }
 
     devices.push_back(nullptr); // ends the list

@@ -114,7 +114,9 @@ void common_mtp_drafter::draft(std::vector<common_speculative_draft_params> & dp
         }
 
         auto drafts = common_mtp_decode(params.ctx_dft, batch, n_steps);
-        look_at_splits(n_steps);
+        if (!drafts.empty()) {
+            look_at_splits(n_steps);
+        }
         for (size_t i = 0; i < drafts.size(); ++i) {
             const auto & dp = dparams[seqs[i]];
 

@@ -1,5 +1,7 @@
 #include "mtp-fit.h"
 
+#include "mtp-device.h"
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -9,6 +11,8 @@ bool common_mtp_reads_target(const common_params_speculative & params) {
             type == COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH || type == COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK;
     });
 }
+
+namespace {
 
 // lets messages from a level on pass, like the measurements themselves
 struct quiet_log {
@@ -26,6 +30,8 @@ struct quiet_log {
 
     ~quiet_log() { llama_log_set(callback, user_data); }
 };
+
+} // namespace
 
 void common_mtp_fit_target::prepare(const common_fit_extra_model & extra, const char * path_model, const llama_model_params & mparams,
         const llama_context_params & cparams, ggml_log_level log_level) {
@@ -45,4 +51,7 @@ void common_mtp_fit_target::prepare(const common_fit_extra_model & extra, const 
         throw std::runtime_error("failed to create the context that it reads from");
     }
     extra.cparams->ctx_other = context.get();
+
+    common_mtp_place_drafter(*extra.reads_target, model.get(), /*quiet =*/ true);
+    *extra.mparams = common_model_params_to_llama(*extra.reads_target);
 }

@@ -11,7 +11,7 @@ bool common_mtp_reads_target(const common_params_speculative & params);
 
 class common_mtp_fit_target {
 public:
-    // set the context that `extra` reads from, if it needs one; throws std::runtime_error where that cannot be made
+    // set the context that `extra` reads from, if it needs one, and its devices; throws std::runtime_error where that cannot be made
     void prepare(const common_fit_extra_model & extra, const char * path_model, const llama_model_params & mparams,
             const llama_context_params & cparams, ggml_log_level log_level);
 

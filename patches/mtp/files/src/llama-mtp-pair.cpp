@@ -191,6 +191,10 @@ int32_t llama_mtp_drafter_devices(const llama_model * target, ggml_backend_dev_t
     // the last layers may share keys and values themselves, of those before `n_kv`
     const int n_kv = std::min(t.n_layer_kv_from_start < 0 ? INT32_MAX : t.n_layer_kv_from_start, (int32_t) t.n_layer());
 
+    if (n_kv < 2) {
+        return -1;
+    }
+
     int32_t n = 0;
     for (const bool is_swa : { true, false }) {
         const ggml_backend_dev_t dev = target->dev_layer(std::min(shared_layer(*target, is_swa), n_kv - (is_swa ? 2 : 1)));

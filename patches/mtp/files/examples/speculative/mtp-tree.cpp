@@ -97,6 +97,12 @@ static int draft_in_trees(common_params & params) {
         LOG_ERR("%s: no MTP drafter that can draft in one graph\n", __func__);
         return 1;
     }
+    // one ubatch: a later one could overwrite cells of the window that are needed where drafts are rejected
+    if (n_draft + n_seq > (int32_t) llama_n_ubatch(ctx)) {
+        LOG_ERR("%s: a tree has up to %d tokens, which is more than the ubatch (%u): use a larger -ub and -b, or fewer drafts\n",
+                __func__, n_draft + n_seq, llama_n_ubatch(ctx));
+        return 1;
+    }
     llama_set_embeddings_nextn(ctx, true, /*masked*/ false);
 
     llama_sampler_chain_add(room.get(), llama_sampler_init_top_k(1));

@@ -5,6 +5,7 @@
 // Templates, since the slots and their batch are private to server-context.cpp.
 
 #include "common.h"
+#include "log.h"
 #include "sampling.h"
 #include "speculative.h"
 
@@ -14,16 +15,23 @@
 // number of rounds without drafts after a batch with drafts did not fit into the KV cache
 static const int32_t SERVER_DRAFTS_PAUSE = 8;
 
-// Limits the drafts so that all of them fit into one batch of n_batch tokens. If a prompt is waiting, at least half of the room
-// is left to it; otherwise it might have to wait until the other slots are done.
+// Limits the drafts so that all of them fit into one batch of n_batch tokens. Drafts left from an earlier round, which are verified
+// again, are dropped if they do not fit. If a prompt is waiting, at least half of the room is left to it; otherwise it might have
+// to wait until the other slots are done.
 template <typename Slot>
 void server_limit_drafts(common_speculative * spec, const std::vector<Slot *> & generating, const std::vector<Slot *> & drafting,
         int32_t n_batch, bool has_prompt) {
-    int32_t room = n_batch;
-    for (const auto * slot : generating) {
-        room -= 1 + (int32_t) slot->spec_draft.size(); // an existing draft is verified again
+    int32_t room = std::max(n_batch - (int32_t) generating.size(), 0);
+    for (auto * slot : generating) {
+        if ((int32_t) slot->spec_draft.size() > room) {
+            slot->cut_draft(0);
+            slot->spec_is_replay = false;
+        }
+        room -= slot->spec_draft.size();
     }
-    room = std::max(room, 0);
+    if (drafting.empty()) {
+        return;
+    }
     if (has_prompt) {
         room /= 2;
     }
@@ -48,6 +56,12 @@ void server_check_drafts(const std::vector<Slot *> & drafting, int32_t n_vocab) 
         const auto end = std::find_if(draft.begin(), draft.end(), [&](llama_token id) { return id < 0 || id >= n_vocab; });
         slot->cut_draft(end - draft.begin());
     }
+}
+
+// Whether the batch of this round holds drafts.
+template <typename Slot>
+bool server_has_drafts(const std::vector<Slot *> & generating) {
+    return std::any_of(generating.begin(), generating.end(), [](const Slot * slot) { return !slot->spec_i_batch.empty(); });
 }
 
 // Removes the drafts from a batch that did not fit into the KV cache, which leaves the batch of a round without drafts.
@@ -86,6 +100,9 @@ bool server_drop_drafts(Batch & batch, Slots & slots, int32_t off) {
         if (!slot.spec_i_batch.empty()) {
             slot.i_batch = moved[slot.spec_i_batch.front()];
             slot.prompt.tokens.keep_first(slot.prompt.n_tokens() - (int32_t) slot.spec_draft.size());
+            if (!slot.spec_is_replay) {
+                slot.stats.n_draft_tokens -= slot.spec_draft.size(); // nobody will know whether they were right
+            }
             slot.cut_draft(0);
             slot.spec_i_batch.clear();
             slot.spec_is_replay = false;
@@ -122,6 +139,7 @@ std::vector<llama_token> server_verify(common_sampler * smpl, llama_context * ct
 // (Where it shares the target's memory, llama_memory_seq_rm() does nothing.)
 inline void server_forget_drafter(llama_context * ctx_dft, const common_batch & batch) {
     llama_memory_t mem = ctx_dft ? llama_get_memory(ctx_dft) : nullptr;
+    LOG_WRN("%s: the drafter could not follow the batch and starts over\n", __func__);
     if (mem == nullptr) {
         return;
     }
